@@ -1,0 +1,63 @@
+"""What a policy turned out to be worth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A quantity the agents improve; ``sign`` is +1 where more is better. ``score`` is always to be made large."""
+
+    name: str
+    title: str
+    sign: int
+
+    def score(self, evaluation: Evaluation) -> float:
+        return self.sign * float(getattr(evaluation, self.name))
+
+
+OBJECTIVES: dict[str, Objective] = {
+    objective.name: objective
+    for objective in (
+        Objective("accuracy", "share of samples classified right, in [0, 1]", +1),
+        Objective("loss", "mean cross-entropy to the labels, nats", -1),
+        Objective("kl", "mean KL divergence of the logits from the float model's, nats", -1),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One policy scored at one fidelity. A failure is a value: ``error`` is set and the numbers are None, never NaN.
+
+    accuracy in [0, 1]; loss and kl in nats; metrics in base units (``spec.METRICS``); violation as ``spec.violation``.
+    """
+
+    accuracy: float | None
+    loss: float | None
+    kl: float | None
+    samples: int
+    seconds: float
+    fidelity: str = "ptq"
+    seed: int = 0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    violation: float = 0.0
+    error: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return not self.error
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Evaluation:
+        return cls(**data)
+
+    @classmethod
+    def failed(cls, error: str, seconds: float = 0.0, fidelity: str = "ptq") -> Evaluation:
+        return cls(None, None, None, 0, seconds, fidelity, error=error)

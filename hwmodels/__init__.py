@@ -1,0 +1,1 @@
+"""Cost models of devices: layers as shapes in, latency, energy and size out. Never imports torch."""
