@@ -1,1 +1,18 @@
-"""TBD"""
+"""What a number format means, on tensors; stateless. README.md in this folder derives the arithmetic."""
+
+from haqsearch.quant.affine import QParams, affine_params, dequantize, quantize, storage_dtype, symmetric_params
+from haqsearch.quant.fixed_point import decompose, requantize
+from haqsearch.quant.weights import QWeight, quantize_weight
+
+__all__ = [
+    "QParams",
+    "QWeight",
+    "affine_params",
+    "decompose",
+    "dequantize",
+    "quantize",
+    "quantize_weight",
+    "requantize",
+    "storage_dtype",
+    "symmetric_params",
+]

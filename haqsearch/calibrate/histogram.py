@@ -1,0 +1,82 @@
+"""A streaming histogram: one pass over the data yields the min-max and the least-squared-error range at every width."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from haqsearch.errors import DataError
+from haqsearch.quant import QParams, affine_params
+from haqsearch.spec import Format
+
+BINS = 2048  # eight bins to every step of an 8-bit range
+_FRACTIONS = np.linspace(0.05, 1.0, 191)
+
+
+class HistogramObserver:
+    """Counts of a tensor's values in BINS equal bins over [low, low + width), a range that contains 0.
+
+    When a value falls outside, the range doubles and neighbouring bins are merged, so memory does not grow with the data and
+    every count stays exact. ``minimum`` and ``maximum`` are the true extremes seen.
+    """
+
+    def __init__(self, name: str = "tensor") -> None:
+        self.name = name
+        self.counts = np.zeros(BINS, dtype=np.int64)
+        self.low = 0.0
+        self.width = 0.0
+        self.minimum = np.inf
+        self.maximum = -np.inf
+
+    def update(self, x: Tensor) -> None:
+        """Add every element of ``x`` (any shape, float). Raises DataError on NaN, infinity or an empty tensor."""
+        if x.numel() == 0:
+            raise DataError(f"{self.name}: calibration got an empty tensor")
+        low, high = (float(v) for v in torch.aminmax(x.detach()))
+        if not (np.isfinite(low) and np.isfinite(high)):
+            raise DataError(f"{self.name}: the values hold NaN or infinity; check the data and the weights")
+        self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
+        if self.width == 0.0:
+            self.low = min(low, 0.0)
+            self.width = max(high, 0.0) - self.low
+            if self.width == 0.0:  # nothing but zeros so far: they are covered by any range
+                return
+        while high > self.low + self.width:
+            self._merge()
+        while low < self.low:
+            self._merge()
+            self.counts = np.roll(self.counts, BINS // 2)  # merged bins move to the upper half: the range grew downwards
+            self.low -= self.width / 2
+        counts = torch.histc(x.detach().float(), BINS, self.low, self.low + self.width)
+        self.counts += counts.numpy().astype(np.int64)
+
+    def _merge(self) -> None:
+        self.counts = np.concatenate([self.counts.reshape(-1, 2).sum(1), np.zeros(BINS // 2, dtype=np.int64)])
+        self.width *= 2
+
+    def min_max(self, format: Format) -> QParams:
+        """Parameters that clip nothing that was seen."""
+        self._check_seen()
+        return affine_params(min(self.minimum, 0.0), max(self.maximum, 0.0), format)
+
+    def mse(self, format: Format) -> QParams:
+        """Parameters of least squared error among 191 shrunken copies of the range seen (both ends by the same fraction)."""
+        self._check_seen()
+        if self.width == 0.0 or format.is_float:
+            return self.min_max(format)
+        centres = self.low + (np.arange(BINS) + 0.5) * (self.width / BINS)
+        used = self.counts > 0
+        centres, counts = centres[used], self.counts[used]
+        best, best_error = self.min_max(format), np.inf
+        for fraction in _FRACTIONS[::-1]:  # widest first: of equal errors the range that clips nothing wins
+            params = affine_params(min(self.minimum, 0.0) * fraction, max(self.maximum, 0.0) * fraction, format)
+            codes = np.clip(np.rint(centres / params.scale) + params.zero_point, format.code_min, format.code_max)
+            error = float(np.dot(counts, ((codes - params.zero_point) * params.scale - centres) ** 2))
+            if error < best_error:
+                best, best_error = params, error
+        return best
+
+    def _check_seen(self) -> None:
+        if self.minimum > self.maximum:
+            raise DataError(f"{self.name}: no range, because no data was seen in calibration")

@@ -1,0 +1,151 @@
+"""IntegerProgram: the deployed network as data.
+
+Operations, with their attributes and constants (constants are keyed ``NAME.kind``):
+
+  op          inputs   outputs        attributes                                constants
+  quantize    float    codes          -                                         -
+  conv2d      codes    codes, ...     stride padding dilation groups bound      NAME.weight int8, NAME.weight_scale, NAME.bias int32
+  linear      codes    codes, ...     bound                                     likewise
+  avg_pool2d  codes    codes, ...     kernel stride padding                     -
+  add         codes*   codes, ...     multipliers: per output, per input        -
+  rescale     codes    codes, ...     -                                         -
+  concat      codes*   codes          dim; one multiplier set per input         -
+  max_pool2d  codes    codes          kernel stride padding dilation            -
+  slice pad reshape   codes    codes  dim start end step / amounts / -          -
+  dequantize  codes    float          -                                         -
+  float       float*   float          target arguments keywords                 parameters by key
+
+Every output of an arithmetic operation has its own epilogue: constants ``OUTPUT.multiplier``, ``OUTPUT.shift`` (int64, (1,)
+or (N,)) and ``OUTPUT.offset`` (bias and rounding), and the clamp [low, high] of its TensorInfo. One operation with two
+outputs is one accumulation requantized twice: a residual stream and a narrower layer input.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from haqsearch.errors import ModelError
+from haqsearch.quant import QParams
+from haqsearch.spec import Format
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """A value of the program: shape without the batch, format, real = scale * (q - zero_point), codes within [low, high]."""
+
+    name: str
+    shape: tuple[int, ...] | None
+    format: Format
+    scale: float = 1.0
+    zero_point: int = 0
+    low: int = 0
+    high: int = 0
+
+    @property
+    def params(self) -> QParams:
+        return QParams(self.format, self.scale, self.zero_point)
+
+    @property
+    def largest(self) -> int:
+        """Largest |q - zero_point| of any code of this tensor."""
+        return max(abs(self.low - self.zero_point), abs(self.high - self.zero_point))
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One operation; ``layer`` is the dotted name where it has weights."""
+
+    op: str
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    layer: str = ""
+    weight_format: Format | None = None
+
+
+@dataclass(frozen=True)
+class IntegerProgram:
+    """``instructions`` in order, every value's TensorInfo, constants by key; reads ``input``, gives ``output``."""
+
+    name: str
+    instructions: tuple[Instruction, ...]
+    tensors: Mapping[str, TensorInfo]
+    constants: Mapping[str, Tensor]
+    input: str
+    output: str
+
+    @property
+    def output_info(self) -> TensorInfo:
+        return self.tensors[self.output]
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all integer weights, densely packed per layer."""
+        total = 0
+        for instruction in self.instructions:
+            if instruction.weight_format is not None:
+                count = self.constants[f"{instruction.name}.weight"].numel()
+                total += -(-count * instruction.weight_format.width // 8)
+        return total
+
+
+def save_program(program: IntegerProgram, path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write ``program`` as one safetensors file: constants as tensors, the rest as JSON in its metadata. Atomic."""
+    from safetensors.torch import save_file
+
+    content = {
+        "schema_version": SCHEMA_VERSION,
+        "name": program.name,
+        "input": program.input,
+        "output": program.output,
+        "tensors": [{**asdict(info), "format": str(info.format)} for info in program.tensors.values()],
+        "instructions": [
+            {**asdict(i), "weight_format": str(i.weight_format) if i.weight_format else None} for i in program.instructions
+        ],
+    }
+    part = path.with_name(path.name + ".part")
+    tensors = {key: value.contiguous() for key, value in program.constants.items()}
+    save_file(tensors, str(part), {**(metadata or {}), "integer_program": json.dumps(content)})
+    part.replace(path)
+
+
+def load_program(path: Path) -> IntegerProgram:
+    """Program written by ``save_program``. Raises ModelError if the file is missing, truncated or something else."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise ModelError(f"no integer program at {path}; a finished run holds one as model.safetensors")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+            constants = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+    except SafetensorError as error:
+        raise ModelError(f"{path}: not a readable safetensors file ({error})") from error
+    if "integer_program" not in metadata:
+        raise ModelError(f"{path}: holds no integer program; expected the model.safetensors of a finished run")
+    content = json.loads(metadata["integer_program"])
+    if content.get("schema_version") != SCHEMA_VERSION:
+        raise ModelError(f"{path}: schema_version {content.get('schema_version')!r}, this version reads {SCHEMA_VERSION}")
+    tensors = {
+        t["name"]: TensorInfo(**{**t, "format": Format.parse(t["format"]), "shape": None if t["shape"] is None else tuple(t["shape"])})
+        for t in content["tensors"]
+    }
+    instructions = tuple(
+        Instruction(
+            i["op"], i["name"], tuple(i["inputs"]), tuple(i["outputs"]), i["attributes"], i["layer"],
+            Format.parse(i["weight_format"]) if i["weight_format"] else None,
+        )  # fmt: skip
+        for i in content["instructions"]
+    )
+    return IntegerProgram(content["name"], instructions, tensors, constants, content["input"], content["output"])
+
+

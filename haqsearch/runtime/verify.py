@@ -1,0 +1,80 @@
+"""The executable specification of an IntegerProgram.
+
+Each check is a sentence about every program. Lowering ends with it, so an interpreter or exporter can rely on all of them.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from haqsearch.errors import ModelError
+from haqsearch.kernels.reference import INT32_MAX, accumulator_bound
+from haqsearch.runtime.program import Instruction, IntegerProgram
+
+_OPS = {"quantize", "dequantize", "conv2d", "linear", "avg_pool2d", "add", "rescale", "concat", "max_pool2d", "slice", "pad",
+        "reshape", "float"}  # fmt: skip
+_MOVES = {"max_pool2d", "slice", "pad", "reshape"}
+_REQUANTIZED = {"conv2d", "linear", "avg_pool2d", "add", "rescale", "concat"}
+
+
+def verify(program: IntegerProgram) -> None:
+    """Raise ModelError, naming the instruction, unless every sentence below holds of ``program``."""
+    defined = {program.input}
+    for step in program.instructions:
+        where = f"{program.name}: {step.layer or step.name}"
+        _require(step.op in _OPS, where, f"unknown operation {step.op!r}")
+        _require(set(step.inputs) <= defined, where, "reads a value that no earlier instruction gives")
+        _require(not set(step.outputs) & defined, where, "gives a value that is there already")
+        _require(set(step.outputs) <= program.tensors.keys(), where, "gives a value without a TensorInfo")
+        defined.update(step.outputs)
+        _check_formats(program, step, where)
+        if step.op in {"conv2d", "linear"}:
+            _check_layer(program, step, where)
+        if step.op in _REQUANTIZED:
+            _check_epilogues(program, step, where)
+    _require(program.output in defined, program.name, "no instruction gives the output")
+    for info in program.tensors.values():
+        if not info.format.is_float:
+            low, high = info.format.code_min, info.format.code_max
+            _require(low <= info.low <= info.high <= high, info.name, "its clamp leaves the format's codes")
+            _require(low <= info.zero_point <= high, info.name, "its zero point is no code")
+            _require(info.scale > 0 and info.scale == info.params.scale, info.name, "its scale is no positive float32")
+
+
+def _check_formats(program: IntegerProgram, step: Instruction, where: str) -> None:
+    floats_in = [program.tensors[name].format.is_float for name in step.inputs]
+    floats_out = [program.tensors[name].format.is_float for name in step.outputs]
+    expected = {"quantize": (True, False), "dequantize": (False, True), "float": (True, True)}.get(step.op)
+    if step.op in _MOVES:
+        expected = (floats_in[0], floats_in[0])
+        source, result = program.tensors[step.inputs[0]], program.tensors[step.outputs[0]]
+        same = (source.format, source.scale, source.zero_point) == (result.format, result.scale, result.zero_point)
+        _require(same, where, "moves codes from one scale to another")
+    wants_in, wants_out = expected or (False, False)
+    _require(all(f == wants_in for f in floats_in) and all(f == wants_out for f in floats_out), where, "mixes floats and integers")
+
+
+def _check_layer(program: IntegerProgram, step: Instruction, where: str) -> None:
+    x = program.tensors[step.inputs[0]]
+    weight, bias = program.constants[f"{step.name}.weight"], program.constants[f"{step.name}.bias"]
+    format = step.weight_format
+    _require(format is not None and weight.dtype == torch.int8 and bias.dtype == torch.int32, where, "weights are not integers")
+    assert format is not None
+    _require(int(weight.min()) >= format.code_min and int(weight.max()) <= format.code_max, where, f"a weight is no {format}")
+    _require(accumulator_bound(weight, bias, x.largest) <= INT32_MAX, where, "an accumulator can leave int32")
+    _require(accumulator_bound(weight, None, x.largest) <= step.attributes["bound"], where, "the accumulator bound is too small")
+
+
+def _check_epilogues(program: IntegerProgram, step: Instruction, where: str) -> None:
+    for name in step.outputs:
+        multiplier, shift = (program.constants[f"{name}.{kind}"] for kind in ("multiplier", "shift"))
+        offset = program.constants[f"{name}.offset"]
+        integers = all(t.dtype == torch.int64 and t.shape == shift.shape for t in (multiplier, shift, offset))
+        _require(integers, where, "an epilogue is not in integers")
+        inside = bool((multiplier >= 0).all() and (multiplier < 2**31).all() and (shift >= 1).all() and (shift <= 62).all())
+        _require(inside, where, "a multiplier or shift is out of range")
+
+
+def _require(holds: bool, where: str, sentence: str) -> None:
+    if not holds:
+        raise ModelError(f"{where}: not a valid integer program: {sentence}")
