@@ -1,1 +1,74 @@
-"""TBD"""
+"""Search algorithms, one a file. Each is an Optuna sampler, so that storage, resume and dashboards come from Optuna.
+
+To add one: a file with a subclass of ``Agent`` that implements ``propose``, a line in ``AGENTS``, and a subclass of
+``haqsearch.testing.agent_cases.AgentCases`` in its tests. An agent outside this package is named by
+``my_module:MyAgent``.
+
+Importing this package loads neither optuna nor torch.
+"""
+
+from __future__ import annotations
+
+import inspect
+from difflib import get_close_matches
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from haqsearch.errors import RecipeError
+
+if TYPE_CHECKING:
+    from haqsearch.agents.base import Agent, SpaceExhausted
+    from haqsearch.agents.problem import Problem
+
+AGENTS: dict[str, str] = {
+    "random": "haqsearch.agents.random:Random",
+    "uniform": "haqsearch.agents.uniform:Uniform",
+    "tpe": "haqsearch.agents.tpe:TPE",
+    "ddpg": "haqsearch.agents.ddpg:DDPG",
+}
+
+_PUBLIC = {
+    "Agent": "haqsearch.agents.base",
+    "Problem": "haqsearch.agents.problem",
+    "SpaceExhausted": "haqsearch.agents.base",
+}
+
+__all__ = ["AGENTS", "Agent", "Problem", "SpaceExhausted", "build_agent"]
+
+
+def build_agent(name: str, problem: Problem, seed: int, max_evaluations: int | None = None, **options: Any) -> Agent:
+    """The agent called ``name`` (a key of ``AGENTS`` or ``module:Class``), with ``options`` for its constructor.
+
+    ``max_evaluations`` reaches agents that take it: those with a schedule.
+
+    Raises RecipeError for a name that is unknown or cannot be imported, a class that is no Agent, or an unknown option.
+    """
+    from haqsearch.agents.base import Agent
+
+    if name not in AGENTS and ":" not in name:
+        near = get_close_matches(name, AGENTS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "one of your own is written my_module:MyAgent"
+        raise RecipeError(f"unknown agent {name!r}: there are {', '.join(AGENTS)}; {hint}")
+    module, _, attribute = AGENTS.get(name, name).partition(":")
+    try:
+        kind = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise RecipeError(f"agent {name!r} cannot be imported: {error}") from error
+    if not (inspect.isclass(kind) and issubclass(kind, Agent)):
+        raise RecipeError(f"agent {name!r} is not a subclass of haqsearch.agents.Agent")
+    parameters = inspect.signature(kind).parameters
+    known = [p for p in parameters if p not in ("problem", "seed", "max_evaluations")]
+    for option in options:
+        if option not in known:
+            near = get_close_matches(option, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known) or 'none'}"
+            raise RecipeError(f"agent {name!r} has no option {option!r}; {hint}")
+    if "max_evaluations" in parameters:
+        options["max_evaluations"] = max_evaluations
+    return kind(problem, seed, **options)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'haqsearch.agents' has no attribute {name!r}")

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from sys import float_info
 from typing import Protocol
 
 from haqsearch.errors import BudgetError
@@ -103,4 +104,5 @@ class Budget:
 
 def violation(costs: Mapping[str, float], limits: tuple[Limit, ...]) -> float:
     """Sum over the limits of the fraction by which each is exceeded; 0.0 exactly when every limit is met."""
-    return sum(max(0.0, costs[limit.metric] / limit.value - 1.0) for limit in limits if not limit.met(costs))
+    # One ulp over the limit can divide to exactly 1.0; the floor keeps "0.0 exactly when every limit is met" true.
+    return sum(max(float_info.epsilon, costs[limit.metric] / limit.value - 1.0) for limit in limits if not limit.met(costs))

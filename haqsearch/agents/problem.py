@@ -1,0 +1,137 @@
+"""What a search is asked to solve: a space, what its policies cost, the limits, and the quantity to improve."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from haqsearch.errors import BudgetError
+from haqsearch.spec import Costing, LayerSpec, Limit, Objective, Policy, SearchSpace, Variable, violation
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+
+ENUMERABLE = 4096  # policies; smaller spaces are listed whole instead of being sampled
+
+Key = tuple[int, ...]  # a policy as one candidate index per variable of the space
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """Everything an agent knows. Optuna sees it as one integer per free variable, few bits to many.
+
+    space      the policies there are; a pinned layer has one candidate and hence no Optuna parameter
+    costing    prices a whole policy (``hwmodels.Meter``); it need be neither additive nor monotone
+    limits     all have to be met; none is allowed
+    objective  its ``score`` is what a search makes large
+    """
+
+    space: SearchSpace
+    costing: Costing
+    limits: tuple[Limit, ...]
+    objective: Objective
+
+    @cached_property
+    def free(self) -> tuple[Variable, ...]:
+        """The variables with a choice to make, in network order, weight before activation."""
+        return tuple(variable for variable in self.space.variables if len(variable.candidates) > 1)
+
+    @cached_property
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """Optuna's view: per free variable an index into its candidates, 0 .. n - 1, ordered from few bits to many."""
+        from optuna.distributions import IntDistribution
+
+        return {variable.name: IntDistribution(0, len(variable.candidates) - 1) for variable in self.free}
+
+    def policy_of(self, params: Mapping[str, Any]) -> Policy:
+        """Policy that Optuna parameters name. Raises KeyError if one is missing."""
+        return self.space.policy(
+            [int(params[variable.name]) if len(variable.candidates) > 1 else 0 for variable in self.space.variables]
+        )
+
+    def params_of(self, policy: Policy) -> dict[str, int]:
+        """Inverse of ``policy_of``. Raises PolicyError if a format is not a candidate."""
+        indices = self.space.indices(policy)
+        return {
+            variable.name: index
+            for variable, index in zip(self.space.variables, indices, strict=True)
+            if len(variable.candidates) > 1
+        }
+
+    def violation(self, policy: Policy) -> float:
+        """Sum of the fractions by which limits are exceeded: 0.0 exactly when all are met."""
+        return violation(self.costing.costs(policy), self.limits)
+
+    def feasible(self, policy: Policy) -> bool:
+        return self.violation(policy) == 0.0
+
+    @cached_property
+    def uniform_fits(self) -> tuple[Policy, ...]:
+        """Baselines: one width pair on all free layers, inside the limits, none of them narrower than another in both."""
+        fitting = {self.space.indices(p): p for p in self.space.uniform() if self.feasible(p)}
+        return tuple(
+            policy
+            for key, policy in fitting.items()
+            if not any(other != key and all(o >= k for o, k in zip(other, key, strict=True)) for other in fitting)
+        )
+
+    @cached_property
+    def known_feasible(self) -> Policy:
+        """A policy inside every limit: a uniform one, else the narrowest, else what a sweep from a uniform one reaches.
+
+        Raises BudgetError with the least violation met, when none of these is feasible.
+        """
+        from haqsearch.agents.repair import sweep
+
+        if self.uniform_fits:
+            return self.uniform_fits[0]
+        narrowest = self.space.policy([0] * len(self.space.variables))
+        starts = [narrowest, *self.space.uniform()]
+        reached = [sweep(self, start) for start in starts]
+        best = min(reached, key=self.violation)
+        if self.feasible(best):
+            return best
+        costs = self.costing.costs(best)
+        wanted = "; ".join(
+            f"{limit.text or limit.metric} (limit {limit.value:.6g}, reached {costs[limit.metric]:.6g})"
+            for limit in self.limits
+            if not limit.met(costs)
+        )
+        raise BudgetError(
+            f"no policy of the search space was found inside the budget: {wanted}. Allow fewer bits, or raise the limit"
+        )
+
+    @cached_property
+    def feasible_keys(self) -> tuple[Key, ...]:
+        """Every policy inside the limits, as indices. ValueError if the space has more than ``ENUMERABLE`` policies."""
+        if self.space.size > ENUMERABLE:
+            raise ValueError(f"a space of {self.space.size} policies is too large to list")
+        sizes = [len(variable.candidates) for variable in self.space.variables]
+        keys = (tuple(int(i) for i in key) for key in np.ndindex(*sizes))
+        return tuple(key for key in keys if self.feasible(self.space.policy(key)))
+
+    @cached_property
+    def layer_features(self) -> np.ndarray:
+        """HAQ's eight static features per free variable, [variable, 8], each min-max scaled over the layers to [0, 1].
+
+        depthwise, input channels, output channels, stride, kernel, weights, input pixels, layer index (HAQ,
+        linear_quantize_env.py:272-302). A tied activation takes the features of the first layer that reads it. Columns
+        that are constant become 0; HAQ leaves them raw, which only shifts the network's bias.
+        """
+        layers = self.space.model.quantizable
+        table = np.array([[*_features(layer), index] for index, layer in enumerate(layers)], dtype=np.float64)
+        low, span = table.min(axis=0), np.ptp(table, axis=0)
+        scaled = (table - low) / np.where(span > 0, span, 1.0)
+        row = {layer.name: index for index, layer in enumerate(layers)}
+        return scaled[[row[variable.layers[0]] for variable in self.free]]
+
+
+def _features(layer: LayerSpec) -> list[float]:
+    in_channels = layer.weight_shape[1] * layer.groups
+    depthwise = float(layer.groups > 1 and layer.groups == in_channels)
+    pixels = layer.in_elements / max(in_channels, 1)
+    return [depthwise, in_channels, layer.out_channels, layer.stride[0], layer.kernel[0], layer.weight_count, pixels]

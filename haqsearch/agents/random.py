@@ -1,0 +1,17 @@
+"""Uniformly random policies: what every other agent has to beat."""
+
+from __future__ import annotations
+
+from optuna.study import Study
+from optuna.trial import FrozenTrial
+
+from haqsearch.agents.base import Agent
+from haqsearch.spec import Policy
+
+
+class Random(Agent):
+    """Every candidate of every variable with equal chance, then repaired into the budget."""
+
+    def propose(self, study: Study, trial: FrozenTrial) -> Policy:
+        rng = self.rng(trial)
+        return self.problem.policy_of({v.name: rng.integers(len(v.candidates)) for v in self.problem.free})

@@ -1,0 +1,46 @@
+"""Tree-structured Parzen estimator, Optuna's own (Bergstra et al., NeurIPS 2011), over whole policies at once."""
+
+from __future__ import annotations
+
+from optuna.samplers import TPESampler
+from optuna.study import Study
+from optuna.trial import FrozenTrial
+
+from haqsearch.agents.base import Agent
+from haqsearch.agents.problem import Problem
+from haqsearch.spec import Policy
+
+
+class TPE(Agent):
+    """Multivariate TPE with the constant liar, so that parallel workers do not crowd one spot.
+
+    startup     >= 1, random policies before the estimator is trusted
+    candidates  >= 1, samples of the good density per proposal, the best of which by expected improvement is taken
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        seed: int = 0,
+        max_evaluations: int | None = None,
+        startup: int = 10,
+        candidates: int = 24,
+    ) -> None:
+        super().__init__(problem, seed, max_evaluations)
+        self.startup = startup
+        self.candidates = candidates
+
+    def propose(self, study: Study, trial: FrozenTrial) -> Policy:
+        rng = self.rng(trial)
+        # A new sampler per trial: its random state is then the trial's, and a resumed search proposes the same.
+        sampler = TPESampler(
+            seed=int(rng.integers(2**31)),
+            multivariate=True,
+            constant_liar=True,
+            n_startup_trials=self.startup,
+            n_ei_candidates=self.candidates,
+        )
+        params = sampler.sample_relative(study, trial, self.problem.distributions)
+        if not params:  # Optuna's way to say that it is still starting up
+            params = {v.name: rng.integers(len(v.candidates)) for v in self.problem.free}
+        return self.problem.policy_of(params)

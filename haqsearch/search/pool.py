@@ -1,0 +1,55 @@
+"""Who evaluates: a pool takes policies and gives evaluations back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any, Protocol
+
+from haqsearch.spec import Evaluation, Policy
+
+Evaluate = Callable[[Policy], Evaluation]
+
+
+class Pool(Protocol):
+    """Evaluates up to ``capacity`` policies at a time. A failure is an Evaluation with ``error``, no exception."""
+
+    @property
+    def capacity(self) -> int: ...
+
+    def submit(self, policy: Policy) -> Any:
+        """Start an evaluation; the handle is for ``result``. At most ``capacity`` handles may be open."""
+        ...
+
+    def result(self, handle: Any) -> Evaluation:
+        """Wait for one evaluation. Once per handle."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def evaluate_safely(evaluate: Evaluate, policy: Policy) -> Evaluation:
+    """What ``evaluate`` returns, or a failed Evaluation saying what it raised."""
+    start = perf_counter()
+    try:
+        return evaluate(policy)
+    except Exception as error:
+        return Evaluation.failed(f"{type(error).__name__}: {error}", perf_counter() - start)
+
+
+class SerialPool:
+    """One policy at a time, in this process."""
+
+    capacity = 1
+
+    def __init__(self, evaluate: Evaluate) -> None:
+        self._evaluate = evaluate
+
+    def submit(self, policy: Policy) -> Policy:
+        return policy
+
+    def result(self, handle: Policy) -> Evaluation:
+        return evaluate_safely(self._evaluate, handle)
+
+    def close(self) -> None:
+        pass

@@ -1,0 +1,135 @@
+"""A study read back: one record per trial, as a table for people and a front for the report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from haqsearch.search.files import replacing, write_json_atomic
+from haqsearch.spec import METRICS, Choice, Evaluation, Objective, Policy, front
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Record:
+    """One finished trial. ``score`` is None and ``evaluation.error`` set where the evaluation failed.
+
+    ``proposal`` is what the agent wished for, ``policy`` what the budget made of it and what was evaluated.
+    ``source`` is the agent's name, or ``uniform`` for the baselines that every search begins with.
+    """
+
+    number: int
+    source: str
+    policy: Policy
+    proposal: Policy
+    evaluation: Evaluation
+    score: float | None
+
+    @property
+    def feasible(self) -> bool:
+        """Evaluated, and inside every limit."""
+        return self.score is not None and self.evaluation.violation == 0.0
+
+
+def policy_text(policy: Policy) -> dict[str, str]:
+    """``{"conv1": "w4a8"}``: how policies stand in trials and tables."""
+    return {layer: str(choice) for layer, choice in policy.items()}
+
+
+def read_policy(text: Mapping[str, str]) -> Policy:
+    """Inverse of ``policy_text``. Raises PolicyError."""
+    return Policy({layer: Choice.parse(choice) for layer, choice in text.items()})
+
+
+def record_of(trial: FrozenTrial) -> Record:
+    """The record of a trial that ``run_search`` finished. Raises KeyError for another one."""
+    attributes = trial.user_attrs
+    return Record(
+        number=trial.number,
+        source=attributes["source"],
+        policy=read_policy(attributes["policy"]),
+        proposal=read_policy(attributes["proposal"]),
+        evaluation=Evaluation.from_json(attributes["evaluation"]),
+        score=trial.value if trial.state == TrialState.COMPLETE else None,
+    )
+
+
+def read_records(study: Study) -> list[Record]:
+    """Every finished trial that was evaluated, by number; failed ones included, unfinished ones not."""
+    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
+    return [record_of(trial) for trial in trials if "evaluation" in trial.user_attrs]
+
+
+def best_of(records: Sequence[Record]) -> Record | None:
+    """The feasible record with the highest score; of equals the first. None if there is none."""
+    return max((r for r in records if r.feasible), key=lambda r: (r.score, -r.number), default=None)
+
+
+def pareto(records: Sequence[Record], metrics: Sequence[str]) -> list[Record]:
+    """Feasible records that no other beats in score and all of ``metrics`` at once, best score first."""
+    candidates = sorted((r for r in records if r.feasible), key=lambda r: (-_score(r), r.number))
+    points = [(-_score(r), *(r.evaluation.metrics[m] for m in metrics)) for r in candidates]
+    return [candidates[i] for i in front(points)]
+
+
+def write_trials(path: Path, records: Sequence[Record]) -> None:
+    """Write ``trials.parquet``: a row per record, policies as JSON text, a column per metric (base units)."""
+    import pandas as pd
+
+    found = {name for record in records for name in record.evaluation.metrics}
+    metrics = [name for name in METRICS if name in found] + sorted(found - METRICS.keys())
+    columns: dict[str, tuple[str, list[Any]]] = {
+        "number": ("int64", [r.number for r in records]),
+        "source": ("string", [r.source for r in records]),
+        "policy_digest": ("string", [r.policy.digest for r in records]),
+        "score": ("float64", [r.score for r in records]),
+        "accuracy": ("float64", [r.evaluation.accuracy for r in records]),
+        "loss": ("float64", [r.evaluation.loss for r in records]),
+        "kl": ("float64", [r.evaluation.kl for r in records]),
+        "feasible": ("bool", [r.feasible for r in records]),
+        "violation": ("float64", [r.evaluation.violation for r in records]),
+        "seconds": ("float64", [r.evaluation.seconds for r in records]),
+        **{name: ("float64", [r.evaluation.metrics.get(name) for r in records]) for name in metrics},
+        "policy": ("string", [json.dumps(policy_text(r.policy)) for r in records]),
+        "proposal": ("string", [json.dumps(policy_text(r.proposal)) for r in records]),
+        "error": ("string", [r.evaluation.error for r in records]),
+    }
+    # Types are stated, not inferred: a search of failures only, or of none, has the same columns as any other.
+    table = pd.DataFrame({name: pd.Series(values, dtype=dtype) for name, (dtype, values) in columns.items()})
+    with replacing(path) as temporary:
+        table.to_parquet(temporary, index=False)
+
+
+def write_pareto(path: Path, records: Sequence[Record], objective: Objective, metrics: Sequence[str]) -> None:
+    """Write ``pareto.json``: the points of ``pareto`` with their policies, numbers in base units."""
+    points = [
+        {
+            "policy_digest": record.policy.digest,
+            "score": record.score,
+            "accuracy": record.evaluation.accuracy,
+            "loss": record.evaluation.loss,
+            "kl": record.evaluation.kl,
+            "metrics": dict(record.evaluation.metrics),
+            "policy": policy_text(record.policy),
+        }
+        for record in pareto(records, metrics)
+    ]
+    content = {
+        "schema_version": SCHEMA_VERSION,
+        "objective": objective.name,
+        "metrics": list(metrics),
+        "points": points,
+    }
+    write_json_atomic(path, content)
+
+
+def _score(record: Record) -> float:
+    assert record.score is not None, "a feasible record has a score"
+    return record.score
