@@ -1,0 +1,60 @@
+"""Evaluator: a policy in, an Evaluation out. Every score is the integer program's."""
+
+from __future__ import annotations
+
+import time
+from functools import cached_property
+
+from torch import Tensor
+
+from haqsearch.data import Splits
+from haqsearch.errors import HaqError
+from haqsearch.evaluate.metrics import Scores, float_logits, in_batches, score_logits
+from haqsearch.evaluate.prepared import Prepared
+from haqsearch.runtime import IntegerProgram, run_program
+from haqsearch.spec import Costing, Evaluation, Limit, Policy, violation
+
+
+class Evaluator:
+    """Scores policies on the search split, and chosen programs on any split.
+
+    ``costing`` prices policies and ``limits`` are the budget; both go into every Evaluation.
+    """
+
+    def __init__(self, prepared: Prepared, splits: Splits, costing: Costing, limits: tuple[Limit, ...]) -> None:
+        self.prepared, self.splits, self.costing, self.limits = prepared, splits, costing, limits
+
+    @cached_property
+    def _references(self) -> dict[str, Tensor]:
+        return {}
+
+    def reference(self, split: str) -> Tensor:
+        """Float logits (N, classes) on ``split`` (search or report), computed once."""
+        if split not in self._references:
+            self._references[split] = float_logits(self.prepared.graph, getattr(self.splits, split)[0])
+        return self._references[split]
+
+    def float_scores(self, split: str) -> Scores:
+        """Scores of the float network itself; its kl is 0."""
+        reference = self.reference(split)
+        return score_logits(reference, getattr(self.splits, split)[1], reference)
+
+    def score(self, program: IntegerProgram, split: str) -> Scores:
+        """Scores of a program on ``split``."""
+        inputs, labels = getattr(self.splits, split)
+        return score_logits(in_batches(lambda x: run_program(program, x), inputs), labels, self.reference(split))
+
+    def evaluate(self, policy: Policy, split: str = "search") -> Evaluation:
+        """Score ``policy`` by post-training quantization. What goes wrong is returned in ``error``, not raised."""
+        start = time.perf_counter()
+        try:
+            return self.evaluation(policy, self.score(self.prepared.lower(policy), split), "ptq", time.perf_counter() - start)
+        except (HaqError, RuntimeError) as error:
+            return Evaluation.failed(f"{type(error).__name__}: {error}", time.perf_counter() - start)
+
+    def evaluation(self, policy: Policy, scores: Scores, fidelity: str, seconds: float, seed: int = 0) -> Evaluation:
+        """Scores and costs of ``policy`` as one Evaluation."""
+        costs = self.costing.costs(policy)
+        return Evaluation(
+            scores.accuracy, scores.loss, scores.kl, scores.samples, seconds, fidelity, seed, costs, violation(costs, self.limits)
+        )

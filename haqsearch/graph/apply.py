@@ -1,0 +1,91 @@
+"""(Graph, Policy, ranges, weights) -> a copy that computes what the integer program computes, in float, and can be trained.
+
+The straight-through estimator [Bengio et al. 2013; Jacob et al. 2018, section 3]: rounding passes gradients unchanged, clamping
+passes them inside the range only. A full-precision copy of the weights is what the optimizer moves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from haqsearch.graph.execute import call_float, compute
+from haqsearch.graph.ir import LAYER_OPS, MOVES, Graph, Node
+from haqsearch.graph.plan import Plan, make_plan
+from haqsearch.quant import QParams, QWeight
+from haqsearch.spec import Policy
+
+
+def round_through(x: Tensor) -> Tensor:
+    """round(x), half to even; its gradient is that of x."""
+    return x + (torch.round(x) - x).detach()
+
+
+def fake_quantize(x: Tensor, params: QParams) -> Tensor:
+    """Nearest value of ``x`` (any shape) that ``params`` can represent; gradient 1 inside the range, 0 outside."""
+    codes = round_through(x / params.scale) + params.zero_point
+    return (codes.clamp(params.format.code_min, params.format.code_max) - params.zero_point) * params.scale
+
+
+class QuantizedNetwork(nn.Module):
+    """A trainable, fake-quantized copy of a graph under a policy, with the quantizers where the integer program has them.
+
+    ``weights`` gives each layer's scales; they stay, the weights move. ``forward`` takes (B, *input shape).
+    """
+
+    def __init__(self, graph: Graph, policy: Policy, ranges: Any, weights: Mapping[str, QWeight], plan: Plan | None = None) -> None:
+        super().__init__()
+        self.graph, self.policy, self.ranges, self.plan = graph, policy, ranges, plan or make_plan(graph)
+        self.trained = nn.ParameterDict()
+        self._keys: dict[str, str] = {}
+        for node in graph.layers:
+            for key in filter(None, (node.weight, node.bias)):
+                self._keys[key] = key.replace(".", "/")  # ParameterDict keys must not hold dots
+                self.trained[self._keys[key]] = nn.Parameter(graph.parameters[key].clone())
+        self.scales = {
+            node.layer: weights[node.layer].scale.reshape(-1, *[1] * (graph.parameters[node.weight].ndim - 1)) for node in graph.layers
+        }
+        self.formats = {node.layer: weights[node.layer].format for node in graph.layers}
+
+    def parameter(self, key: str) -> Tensor | None:
+        if not key:
+            return None
+        return self.trained[self._keys[key]] if key in self._keys else self.graph.parameters[key]
+
+    def trained_graph(self) -> Graph:
+        """The graph with the weights as they are now."""
+        moved = {key: self.trained[safe].detach().clone() for key, safe in self._keys.items()}
+        return self.graph.replace(self.graph.nodes, {**self.graph.parameters, **moved})
+
+    def _weight(self, node: Node) -> Tensor | None:
+        weight = self.parameter(node.weight)
+        if weight is None or node.op not in LAYER_OPS:
+            return weight
+        format, scale = self.formats[node.layer], self.scales[node.layer]
+        return round_through(weight / scale).clamp(format.code_min, format.code_max) * scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        values: dict[str, dict[str, Any]] = {}
+        for node in self.graph.nodes:
+            slots = self.plan.slots[node.name]
+            if node.op in MOVES:
+                source = values[node.inputs[0]]
+                values[node.name] = {slot: compute(node, [source[slot]], None, None) for slot in slots}
+                continue
+            inputs = {name: values[name][self.plan.slot(node, name)] for name in node.inputs}
+            if node.op == "input":
+                value = x
+            elif node.op == "float":
+                value = call_float(node, inputs, self.graph.parameters)
+            else:
+                value = compute(node, [inputs[name] for name in node.inputs], self._weight(node), self.parameter(node.bias))
+            values[node.name] = {slot: self._quantize(node, slot, value) for slot in slots}
+        slot = self.plan.slots[self.graph.output][-1]
+        return values[self.graph.output][slot]  # type: ignore[no-any-return]
+
+    def _quantize(self, node: Node, slot: str, value: Any) -> Any:
+        format = self.plan.format(node.name, slot, self.policy)
+        return value if format.is_float else fake_quantize(value, self.ranges.params(node.name, format))
