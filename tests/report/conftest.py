@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from haqsearch.report import write_report
-from tests.report.folders import write_run
+
+from .folders import write_run
 
 HOSTILE = {
     "conv1": "</script><script>alert('name')</script>",

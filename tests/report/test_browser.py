@@ -11,8 +11,9 @@ import pytest
 
 from haqsearch.report import write_report
 from haqsearch.report.units import TIMES
-from tests.report.conftest import HOSTILE
-from tests.report.folders import write_run
+
+from .conftest import HOSTILE
+from .folders import write_run
 
 SHOWN = ".plots:not([hidden]) .plot, .single .plot"
 CHART = f"[...document.querySelectorAll('{SHOWN}')].every(p => p.querySelector('svg.main-svg'))"

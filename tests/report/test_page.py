@@ -14,7 +14,8 @@ import pytest
 from haqsearch.errors import HaqError
 from haqsearch.report import ReportError, write_report
 from haqsearch.report.page import inline_json
-from tests.report.folders import write_run
+
+from .folders import write_run
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 
