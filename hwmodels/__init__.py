@@ -19,7 +19,7 @@ _PUBLIC = {
     "load": "hwmodels.profile",
 }
 
-__all__ = sorted(_PUBLIC)
+__all__ = list(_PUBLIC)
 
 
 def __getattr__(name: str) -> Any:

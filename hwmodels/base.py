@@ -71,7 +71,7 @@ class HardwareModel(ABC):
         return sum(values)
 
     def table(self, model: ModelSpec, choices: SearchSpace | Sequence[Choice], batch: int | None = None) -> CostTable:
-        """Costs of every layer under every choice (see ``CostTable``); a SearchSpace gives each layer its own candidates.
+        """Costs of every layer under every choice; a SearchSpace gives each layer its own candidates.
 
         Raises HardwareError if a layer is left without any supported choice.
         """
@@ -108,9 +108,9 @@ def candidates(space: SearchSpace) -> dict[str, tuple[Choice, ...]]:
 
 @dataclass(frozen=True)
 class CostTable:
-    """Additive costs of a network: ``values[metric][layer, choice]`` in base units, ``inf`` where the choice is not to be had.
+    """Additive costs of a network: ``values[metric][layer, choice]`` in base units, for one batch.
 
-    ``layers`` and ``choices`` name the rows and columns.
+    ``layers`` and ``choices`` name the rows and columns; ``inf`` marks a choice that the layer cannot have.
     """
 
     layers: tuple[str, ...]

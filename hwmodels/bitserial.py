@@ -2,7 +2,7 @@
 
 A grid of ``rows`` x ``columns`` dot-product units multiplies words of ``word_bits`` binary digits. A layer is a product
 of pixels x reduction by reduction x outputs, cut into tiles of ``rows`` pixels and ``columns`` outputs, its reduction
-padded to whole words; a tile takes one cycle per word, weight bit and activation bit [Umuroglu et al. 2018, 1806.08862].
+padded to whole words; a tile takes one cycle per word, weight bit and activation bit [Umuroglu et al., 1806.08862].
 
 Two ports stream weights and activations into two buffers while the grid computes. Whichever operand the inner loop runs
 over has to arrive once before it can be reused, and the schedule takes the better of both nestings:
@@ -110,7 +110,7 @@ class BitSerial(ProfiledDevice[BitSerialProfile]):
         return Run(whole.cycles, max(resources, key=lambda name: resources[name]), picojoule)
 
     def _product(self, pixels: int, outputs: int, words: int, w: int, a: int) -> _Product:
-        """The product cut into pieces that fit the buffers, each piece in the better nesting, the same for all pieces."""
+        """The product, cut into pieces that fit the buffers, in the better of the two nestings."""
         compute, memory = self.profile.compute, self.profile.memory
         word_bytes = compute.word_bits / 8
         pixel_pieces = _pieces(pixels, compute.rows, pixels * words * a * word_bytes / memory.activation_buffer_bytes)

@@ -23,7 +23,7 @@ def packed_bytes(elements: int, bits: float) -> int:
 
 
 def size_bytes(layer: LayerSpec, choice: Choice) -> int:
-    """Bytes the layer takes in the deployed file: packed weights, bias, and (if quantized) one scale per output channel."""
+    """Bytes of the layer in the deployed file: packed weights, bias, and (if quantized) a scale per output channel."""
     channels = layer.out_channels if layer.weight_shape else 0
     if choice.weight.is_float:
         return _FLOAT_BYTES * (layer.weight_count + channels * layer.has_bias) if layer.weight_shape else 0
@@ -56,7 +56,8 @@ class ActivationMemory:
     @classmethod
     def of(cls, model: ModelSpec) -> ActivationMemory:
         """Buffers of ``model``. Without ``model.activations`` every layer is one step that holds its input, in its own
-        activation format, and its output, in 8 bits (float32 for a float layer): a lower bound, as it knows of no branches."""
+        activation format, and its output, in 8 bits (32 for a float layer); branches that stay alive are not seen.
+        """
         buffers = model.activations or tuple(
             b for step, layer in enumerate(model) for b in _input_and_output(layer, step)
         )

@@ -1,4 +1,4 @@
-"""A device bound to a network: the price of a policy, the least any policy can cost, and whether a budget can be met."""
+"""A device bound to a network: what a policy costs, the least any policy can cost, and whether a budget can be met."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Meter:
         return known[choice]
 
     def int8(self) -> dict[str, float]:
-        """Costs of the policy that budgets are relative to: 8-bit weights and activations wherever a layer is quantized."""
+        """Costs of the policy that budgets are relative to: 8-bit weights and activations, float32 where it must be."""
         return self.costs(Policy.uniform(self.model, _INT8))
 
     def least(self, space: SearchSpace) -> dict[str, Least]:
@@ -132,9 +132,7 @@ class Meter:
                     total += cost
                 options.append((total, picks))
             taken.update(min(options, key=lambda option: option[0])[1])
-        return space.policy(
-            space.indices(Policy({layer.name: taken.get(layer.name, FLOAT_CHOICE) for layer in self.model}))
-        )
+        return Policy({layer.name: taken.get(layer.name, FLOAT_CHOICE) for layer in self.model})
 
     def _holders(self, space: SearchSpace, policy: Policy, metric: str, value: float) -> tuple[Holder, ...]:
         fixed = {name: str(only[0]) for name, only in candidates(space).items() if len(only) == 1}
@@ -183,9 +181,11 @@ class Meter:
         Such weights prove that no policy meets all of them (Lagrangian duality); a policy that does ends the check.
         """
         priced = [limit for limit in limits if limit.metric in self._additive]
+        if len(priced) < 2:
+            return
         multipliers = [1.0 / len(priced) for _ in priced]
         for _ in range(40):
-            rates = {}
+            rates: dict[str, float] = {}
             for limit, multiplier in zip(priced, multipliers, strict=True):
                 rates[limit.metric] = rates.get(limit.metric, 0.0) + multiplier / limit.value
             policy = self._cheapest(
@@ -200,7 +200,7 @@ class Meter:
                 wanted = " and ".join(repr(limit.text) for limit in priced)
                 best = ", ".join(f"{limit.metric} {quantity(limit.metric, costs[limit.metric])}" for limit in priced)
                 raise BudgetError(
-                    f"budgets {wanted} can each be met, but not together: the best compromise has {best}; raise one of them"
+                    f"budgets {wanted} can each be met, but not together: the best compromise has {best}; raise one"
                 )
             multipliers = [m * exp(2 * max(-1.0, min(e, 1.0))) for m, e in zip(multipliers, excess, strict=True)]
             multipliers = [m / sum(multipliers) for m in multipliers]

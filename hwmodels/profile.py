@@ -43,9 +43,7 @@ def load(device: str | Path) -> HardwareModel:
     if ":" in text:
         return _build(text)
     near = get_close_matches(text, list_profiles(), n=2, cutoff=0.4)
-    hint = (
-        f"did you mean {' or '.join(map(repr, near))}?" if near else f"known devices are {', '.join(list_profiles())};"
-    )
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known devices: {', '.join(list_profiles())}."
     raise HardwareError(
         f"unknown device {text!r}; {hint} A device of your own is a path ending in .toml, or module:function"
     )
@@ -64,7 +62,7 @@ def _read(path: Path) -> HardwareModel:
 
 
 def parse(data: dict[str, Any], where: str) -> HardwareModel:
-    """Device from the content of a profile. Raises HardwareError that names ``where``, the key, the value and the mend."""
+    """Device from the content of a profile. Raises HardwareError with ``where``, the key, the value and the mend."""
     compute = data.get("compute")
     kind = compute.get("kind") if isinstance(compute, dict) else None
     if not isinstance(kind, str) or kind not in KINDS:

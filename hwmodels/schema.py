@@ -122,8 +122,9 @@ class ProfiledDevice(HardwareModel, Generic[P]):
         if native is None or not self.supports(layer, choice):
             widths = self.profile.precision
             raise HardwareError(
-                f"{self.name}: layer {layer.name!r} cannot run at {choice}; weights have {_span(widths.weight_bits)} bits, "
-                f"activations {_span(widths.activation_bits)}, and layers that are not quantizable take float32"
+                f"{self.name}: layer {layer.name!r} cannot run at {choice}: "
+                f"weights take {_listed(widths.weight_bits)} bits, activations {_listed(widths.activation_bits)}; "
+                "a layer that is not quantizable takes float32"
             )
         if batch < 1:
             raise HardwareError(f"{self.name}: batch {batch} is not a number of samples; give 1 or more")
@@ -136,5 +137,5 @@ class ProfiledDevice(HardwareModel, Generic[P]):
         """The layer stored as ``choice`` and executed at the ``native`` (weight, activation) widths."""
 
 
-def _span(widths: tuple[int, ...]) -> str:
+def _listed(widths: tuple[int, ...]) -> str:
     return ", ".join(map(str, widths))

@@ -10,8 +10,9 @@ unrolled (im2col) because three channels would leave the rows empty [Sharma et a
     cycles   max(compute, memory): transfers are double-buffered
 
 Each tensor moves once; if neither weights nor activations fit half their buffer, the cheaper of the two to repeat moves
-once for each piece of the other. A searched tiling cannot move less, so the energy of DRAM is a lower bound. The formulas are those
-of the simulator hsharma35/bitfusion (``accelerator.py``, ``optimizer.py``, ``stats.py``), in closed form.
+once for each piece of the other. A searched tiling often moves more (it trades traffic for hidden cycles), so the DRAM
+energy here is near its lower bound. The formulas are those of the simulator hsharma35/bitfusion (``accelerator.py``,
+``optimizer.py``, ``stats.py``), in closed form.
 """
 
 from __future__ import annotations
