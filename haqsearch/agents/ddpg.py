@@ -113,7 +113,7 @@ class DDPG(Agent):
         return -log(max(-score, 1e-6))
 
     def transitions(self, trial: FrozenTrial) -> list[Transition]:
-        """One episode as it was evaluated, from a completed trial's parameters; actions are the middles of their strides."""
+        """One episode as evaluated, from a completed trial's parameters; actions are the middles of their strides."""
         indices = [int(trial.params[variable.name]) for variable in self.problem.free]
         assert trial.value is not None, "only completed trials are learned from"
         reward = self.reward(trial.value)

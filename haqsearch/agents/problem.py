@@ -71,7 +71,7 @@ class Problem:
 
     @cached_property
     def uniform_fits(self) -> tuple[Policy, ...]:
-        """Baselines: one width pair on all free layers, inside the limits, none of them narrower than another in both."""
+        """Baselines: one width pair on all free layers, inside the limits, none narrower than another in both."""
         fitting = {self.space.indices(p): p for p in self.space.uniform() if self.feasible(p)}
         return tuple(
             policy

@@ -82,7 +82,10 @@ class QuantizedNetwork(nn.Module):
                 value = call_float(node, inputs, self.graph.parameters)
             else:
                 value = compute(node, [inputs[name] for name in node.inputs], self._weight(node), self.parameter(node.bias))
-            values[node.name] = {slot: self._quantize(node, slot, value) for slot in slots}
+            stream = self._quantize(node, "stream", value) if "stream" in slots else value
+            values[node.name] = {slot: self._quantize(node, slot, stream) for slot in slots if slot != "stream"}
+            if "stream" in slots:
+                values[node.name]["stream"] = stream
         slot = self.plan.slots[self.graph.output][-1]
         return values[self.graph.output][slot]  # type: ignore[no-any-return]
 

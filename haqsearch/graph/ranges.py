@@ -1,8 +1,9 @@
-"""One float pass over calibration data that yields the range of every value at every format."""
+"""One float pass over calibration data that yields the scale of every value at every format."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -11,37 +12,70 @@ from haqsearch.calibrate import HistogramObserver
 from haqsearch.errors import DataError
 from haqsearch.graph.execute import run_float
 from haqsearch.graph.ir import MOVES, Graph, Node
-from haqsearch.graph.plan import OUTPUT, make_plan
+from haqsearch.graph.plan import OUTPUT, STREAM, Plan, make_plan
 from haqsearch.quant import QParams, affine_params
+from haqsearch.quant.ties import odd_multiple
 from haqsearch.spec import Format
 
 _OUTPUT_HEADROOM = 2.0  # unseen inputs give larger logits than the calibration images did; 16 bits leave room
+_STEPS = 128  # a scale may be off the calibrated one by half a step of this many
 
 
 class CalibratedRanges:
-    """Ranges from histograms; ``params`` is cached, since a search asks for the same few thousands of times."""
+    """Scales from histograms, placed so that no requantization meets a tie (``quant/ties.py``).
 
-    def __init__(self, observers: dict[str, HistogramObserver]) -> None:
-        self.observers = observers
+    Values that are added, concatenated or clamped have scales that are odd multiples of one unit of the network; a value
+    kept both in the residual stream and in a narrower format has scales in an odd ratio; so has a pool with its input.
+    Convolutions and linear layers need nothing here: lowering adjusts their weight scales. ``params`` is cached, since a
+    search asks for the same few thousands of times.
+    """
+
+    def __init__(self, plan: Plan, observers: dict[str, HistogramObserver]) -> None:
+        self.plan, self.observers = plan, observers
         self._cache: dict[tuple[str, Format], QParams] = {}
+        streams = [observers[name].mse(STREAM).scale for name, slots in plan.slots.items() if "stream" in slots and name in observers]
+        self.unit = min(streams, default=1.0) / _STEPS
 
     def params(self, value: str, format: Format) -> QParams:
-        """Least-squared-error quantization of ``value`` (an arithmetic node); the output keeps twice its range."""
+        """Quantization of ``value`` (an arithmetic node): least squared error; the output keeps twice its range."""
         key = (value, format)
         if key not in self._cache:
-            observer = self.observers[value]
-            if format == OUTPUT:
-                limit = _OUTPUT_HEADROOM * max(abs(observer.minimum), abs(observer.maximum))
-                self._cache[key] = affine_params(-limit, limit, format)
-            else:
-                self._cache[key] = observer.mse(format)
+            self._cache[key] = self._place(value, format)
         return self._cache[key]
+
+    def _place(self, value: str, format: Format) -> QParams:
+        observer = self.observers[value]
+        if format == OUTPUT:
+            limit = _OUTPUT_HEADROOM * max(abs(observer.minimum), abs(observer.maximum))
+            return affine_params(-limit, limit, format)
+        best = observer.mse(format)
+        node = self.plan.graph[value]
+        if "stream" in self.plan.slots[value]:
+            unit = self.unit if format == STREAM else self.params(value, STREAM).scale / _STEPS
+        elif node.op in {"add", "concat", "clamp"}:
+            unit = self.unit
+        elif node.op == "avg_pool2d":
+            window = node.attributes["kernel"][0] * node.attributes["kernel"][1]
+            source = self.plan.graph.source(node.inputs[0]).name
+            unit = self.params(source, STREAM).scale / (window * _STEPS)
+        else:
+            return best
+        return _rescaled(best, odd_multiple(best.scale, unit))
+
+
+def _rescaled(params: QParams, scale: float) -> QParams:
+    """``params`` with another scale; the zero point follows where there is one."""
+    if params.zero_point == 0:
+        return replace(params, scale=scale)
+    format = params.format
+    low = -params.zero_point * params.scale
+    return QParams(format, scale, min(max(round(-low / scale), format.code_min), format.code_max))
 
 
 def calibrate(graph: Graph, batches: Iterable[Tensor]) -> CalibratedRanges:
     """Observe every value that is quantized anywhere, in one pass. Raises DataError on NaN, infinity or no data."""
-    slots = make_plan(graph).slots
-    observers = {n.name: HistogramObserver(n.name) for n in graph.nodes if n.op not in MOVES and set(slots[n.name]) - {"float"}}
+    plan = make_plan(graph)
+    observers = {n.name: HistogramObserver(n.name) for n in graph.nodes if n.op not in MOVES and set(plan.slots[n.name]) - {"float"}}
 
     def observe(node: Node, value: Tensor) -> None:
         if node.name in observers:
@@ -54,4 +88,4 @@ def calibrate(graph: Graph, batches: Iterable[Tensor]) -> CalibratedRanges:
             seen += len(batch)
     if not seen:
         raise DataError(f"{graph.name}: the calibration split is empty")
-    return CalibratedRanges(observers)
+    return CalibratedRanges(plan, observers)

@@ -65,8 +65,11 @@ def storage_dtype(format: Format) -> torch.dtype:
 
 
 def quantize(x: Tensor, params: QParams) -> Tensor:
-    """Codes of ``x`` (any shape), rounded half to even and clamped: clamp(round(x / scale) + zero_point)."""
-    codes = torch.round(x.double() / params.scale).add_(params.zero_point)
+    """Codes of ``x`` (any shape), rounded half to even and clamped: clamp(round(x / scale) + zero_point).
+
+    The division is float32's, as in ONNX's QuantizeLinear, so that inputs get the same codes here and there.
+    """
+    codes = torch.round(x.float() / torch.tensor(params.scale)).add_(params.zero_point)
     return codes.clamp_(params.format.code_min, params.format.code_max).to(storage_dtype(params.format))
 
 

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from haqsearch.errors import ModelError
 from haqsearch.graph.ir import MOVES, Graph, Node
-from haqsearch.graph.plan import Plan, make_plan
+from haqsearch.graph.plan import STREAM, Plan, make_plan
 from haqsearch.kernels.reference import INT32_MAX, accumulator_bound
 from haqsearch.quant import QParams, QWeight, decompose, quantize
+from haqsearch.quant.ties import odd_ratio
 from haqsearch.runtime.program import Instruction, IntegerProgram, TensorInfo
 from haqsearch.runtime.verify import verify
 from haqsearch.spec import FLOAT32, Format, Policy
@@ -146,6 +147,7 @@ class _Lowering:
     def _arithmetic(self, node: Node) -> None:
         inputs = [self.tensors[self._read(node, name)] for name in node.inputs]
         outputs = [self._quantized(node, format) for format in self._formats(node)]
+        outputs, narrower = self._split_stream(node, outputs)
         names = ([t.name for t in inputs], [t.name for t in outputs])
         attributes = {key: value for key, value in node.attributes.items() if key not in {"clamp", "low", "high"}}
         match node.op:
@@ -169,10 +171,24 @@ class _Lowering:
                 self._emit("add", node.name, *names, attributes={"multipliers": multipliers})
             case _:
                 raise ModelError(f"{node.name}: cannot lower {node.op!r} to integers")
+        for out in narrower:
+            self._epilogue(out, torch.tensor([outputs[0].scale / out.scale], dtype=torch.float64))
+            self._emit("rescale", out.name, [outputs[0].name], [out.name])
+
+    def _split_stream(self, node: Node, outputs: list[TensorInfo]) -> tuple[list[TensorInfo], list[TensorInfo]]:
+        """What the operation itself gives, and what is rescaled from it: a value kept twice is narrowed from its stream.
+
+        One accumulation then has one scale to suit (see ``quant/ties.py``), and 256 codes are rescaled, not 2**32 sums.
+        """
+        if "stream" not in self.plan.slots[node.name]:
+            return outputs, []
+        stream = self.tensors[f"{node.name}:{STREAM}"]
+        return [stream], [out for out in outputs if out is not stream]
 
     def _layer(self, node: Node, x: TensorInfo, outputs: list[TensorInfo], attributes: dict[str, Any]) -> None:
         weight = self.weights(node.layer, self.policy[node.layer].weight)
-        accumulator_scale = weight.scale.double() * x.scale
+        scale = self._tieless(node, weight, x, outputs[0])
+        accumulator_scale = scale.double() * x.scale
         bias = torch.zeros(weight.codes.shape[0], dtype=torch.int64)
         if node.bias:
             real = self.graph.parameters[node.bias].double() / accumulator_scale
@@ -186,12 +202,25 @@ class _Lowering:
         for out in outputs:
             self._epilogue(out, accumulator_scale / out.scale, bias)
         self.constants[f"{node.name}.weight"] = weight.codes
-        self.constants[f"{node.name}.weight_scale"] = weight.scale
+        self.constants[f"{node.name}.weight_scale"] = scale
         self.constants[f"{node.name}.bias"] = bias.to(torch.int32)
         attributes["bound"] = accumulator_bound(weight.codes, None, x.largest)
         self._emit(
             node.op, node.name, [x.name], [t.name for t in outputs], attributes=attributes, layer=node.layer, weight_format=weight.format
         )
+
+    def _tieless(self, node: Node, weight: QWeight, x: TensorInfo, out: TensorInfo) -> Tensor:
+        """Weight scales (N,) moved a little so that no sum is rounded at a tie (see ``quant/ties.py``).
+
+        However large the sum, the move changes it by less than a quarter of a code - but where sums span thousands of codes, a
+        thirtieth of a weight's 8-bit step is allowed.
+        """
+        ratio = weight.scale.double() * x.scale / out.scale
+        largest = weight.codes.double().abs().flatten(1).sum(1) * x.largest * ratio
+        if node.bias:
+            largest += self.graph.parameters[node.bias].double().abs() / out.scale
+        tolerance = (0.25 / largest.clamp(min=1e-9)).clamp(2.0**-13, 2.0**-5)
+        return (odd_ratio(ratio, tolerance) * out.scale / x.scale).float()
 
     def _epilogue(self, out: TensorInfo, multiplier: Tensor, bias: Tensor | None = None) -> None:
         m0, shift = decompose(multiplier)

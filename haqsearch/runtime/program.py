@@ -16,8 +16,8 @@ Operations, with their attributes and constants (constants are keyed ``NAME.kind
   float       float*   float          target arguments keywords                 parameters by key
 
 Every output of an arithmetic operation has its own epilogue: constants ``OUTPUT.multiplier``, ``OUTPUT.shift`` (int64, (1,)
-or (N,)) and ``OUTPUT.offset`` (bias and rounding), and the clamp [low, high] of its TensorInfo. One operation with two
-outputs is one accumulation requantized twice: a residual stream and a narrower layer input.
+or (N,)) and ``OUTPUT.offset`` (bias and rounding), and the clamp [low, high] of its TensorInfo. A value kept twice, as
+residual stream and as the input of a narrower layer, is computed as the stream and rescaled to the narrower format.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from typing import Any
 from torch import Tensor
 
 from haqsearch.errors import ModelError
+from haqsearch.files import replacing
 from haqsearch.quant import QParams
 from haqsearch.spec import Format
 
@@ -112,10 +113,9 @@ def save_program(program: IntegerProgram, path: Path, metadata: Mapping[str, str
             {**asdict(i), "weight_format": str(i.weight_format) if i.weight_format else None} for i in program.instructions
         ],
     }
-    part = path.with_name(path.name + ".part")
     tensors = {key: value.contiguous() for key, value in program.constants.items()}
-    save_file(tensors, str(part), {**(metadata or {}), "integer_program": json.dumps(content)})
-    part.replace(path)
+    with replacing(path) as temporary:
+        save_file(tensors, str(temporary), {**(metadata or {}), "integer_program": json.dumps(content)})
 
 
 def load_program(path: Path) -> IntegerProgram:

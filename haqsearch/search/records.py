@@ -11,7 +11,7 @@ from typing import Any
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from haqsearch.search.files import replacing, write_json_atomic
+from haqsearch.files import replacing, write_json_atomic
 from haqsearch.spec import METRICS, Choice, Evaluation, Objective, Policy, front
 
 SCHEMA_VERSION = 1

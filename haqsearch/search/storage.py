@@ -22,7 +22,7 @@ _DIGEST = "recipe_digest"
 
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Hold the run folder (made if missing) for this process, however it ends. SearchError if another process has it."""
+    """Hold the run folder (made if missing) for this process. SearchError if another process has it."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("a+") as file:
@@ -53,12 +53,11 @@ def open_study(where: Path | str, name: str, recipe_digest: str = "") -> optuna.
         folder = Path(where)
         folder.mkdir(parents=True, exist_ok=True)
         _mend(folder / JOURNAL)
-    study = optuna.create_study(
-        storage=_storage(where),
-        study_name=name,
-        direction="maximize",
-        load_if_exists=True,
-    )
+    storage = _storage(where)
+    if name in optuna.get_all_study_names(storage):  # asked first: create_study(load_if_exists=True) writes every time
+        study = optuna.load_study(study_name=name, storage=storage)
+    else:
+        study = optuna.create_study(study_name=name, storage=storage, direction="maximize")
     known = study.user_attrs.get(_DIGEST)
     if known is None:
         study.set_user_attr(_DIGEST, recipe_digest)

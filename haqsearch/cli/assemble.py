@@ -1,0 +1,318 @@
+"""The only place where names become objects: a recipe in, everything a search needs out."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from haqsearch.config import Recipe
+from haqsearch.errors import DataError, RecipeError
+from haqsearch.spec import OBJECTIVES, Evaluation, Limit, Policy, SearchSpace
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from haqsearch.agents import Problem
+    from haqsearch.data import DataSet, Splits
+    from haqsearch.evaluate import Evaluator, Prepared
+    from hwmodels.base import HardwareModel, Meter
+
+FLOAT_FILE = "float.safetensors"
+
+
+def data_roots(option: Path | None) -> list[Path]:
+    """Folders searched for data and weights: --data-root, HAQSEARCH_DATA (several, as PATH), ./data, ../shared/data."""
+    named = [str(option)] if option else []
+    named += [part for part in os.environ.get("HAQSEARCH_DATA", "").split(os.pathsep) if part]
+    for folder in named:
+        if not Path(folder).is_dir():
+            raise DataError(f"data root {folder}: no such folder")
+    return [Path(folder) for folder in [*named, "data", "../shared/data"] if Path(folder).is_dir()]
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """A recipe with where its names are looked up. Everything is built on first use, and once.
+
+    base   folder of the recipe file;  roots  data roots;  out  run folder, None where nothing is kept
+    """
+
+    recipe: Recipe
+    base: Path
+    roots: tuple[Path, ...]
+    out: Path | None = None
+
+    # -- model and data -------------------------------------------------------------------------------------------
+
+    @cached_property
+    def splits(self) -> Splits:
+        from haqsearch.data import split
+
+        sizes = self.recipe.split
+        return split(self.data, sizes.calibrate, sizes.search, sizes.report, self.recipe.seed)
+
+    @cached_property
+    def data(self) -> DataSet:
+        from haqsearch.data import DATASETS, DataSet
+
+        load = self._named("data", self.recipe.data, DATASETS)
+        loaded = load(list(self.roots)) if inspect.signature(load).parameters else load()
+        if isinstance(loaded, tuple) and len(loaded) in {2, 4}:
+            loaded = DataSet(self.recipe.data, *[_tensor(part) for part in loaded])
+        if not isinstance(loaded, DataSet):
+            raise DataError(
+                f"data {self.recipe.data!r} gives {type(loaded).__name__}; return a haqsearch.data.DataSet, (inputs, labels), or "
+                "(inputs, labels, test inputs, test labels)"
+            )
+        return loaded
+
+    @cached_property
+    def build_model(self) -> Callable[[], nn.Module]:
+        from haqsearch.models import MODELS
+
+        return self._named("model", self.recipe.model, MODELS)
+
+    @property
+    def model_name(self) -> str:
+        return self.recipe.model.rpartition(":")[2]
+
+    @cached_property
+    def network(self) -> nn.Module:
+        """The float network with its weights: the recipe's, or trained here and kept in the run folder."""
+        if self.recipe.weights:
+            model = self.build_model()
+            load_weights(model, self.find(self.recipe.weights))
+            return model.eval()
+        return self._trained()
+
+    def _trained(self) -> nn.Module:
+        from safetensors import safe_open
+        from safetensors.torch import save_file
+
+        from haqsearch.files import replacing
+        from haqsearch.models.train import train_float
+
+        recipe = self.recipe
+        content = recipe.model_dump(mode="json", include={"model", "data", "seed", "split", "train"})
+        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+        kept = self.out / FLOAT_FILE if self.out else None
+        if kept and kept.is_file():
+            with safe_open(str(kept), framework="pt") as file:
+                known = (file.metadata() or {}).get("recipe_digest")
+            if known == digest:
+                model = self.build_model()
+                load_weights(model, kept)
+                return model.eval()
+        settings = recipe.train
+        model = train_float(
+            self.build_model, self.splits, settings.epochs, settings.batch, settings.learning_rate, recipe.seed
+        )
+        if kept:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(kept) as temporary:
+                save_file({key: value.contiguous() for key, value in model.state_dict().items()}, str(temporary), {"recipe_digest": digest})
+        return model
+
+    @cached_property
+    def prepared(self) -> Prepared:
+        from haqsearch.evaluate import prepare_network
+
+        return prepare_network(self.network, self.splits, self.model_name)
+
+    @cached_property
+    def weights_digest(self) -> str:
+        return self.prepared.graph.digest
+
+    # -- device, budget, search space -----------------------------------------------------------------------------
+
+    @cached_property
+    def device(self) -> HardwareModel:
+        return self.load_device(self.recipe.hardware)
+
+    def load_device(self, name: str) -> HardwareModel:
+        """The device called ``name``; a relative TOML path is looked for from here and beside the recipe."""
+        from hwmodels import load
+
+        beside = self.base / name
+        with _import_paths(self.base):
+            return load(str(beside) if name.endswith(".toml") and not Path(name).exists() and beside.exists() else name)
+
+    @cached_property
+    def meter(self) -> Meter:
+        from hwmodels import Meter
+
+        return Meter(self.device, self.prepared.spec)
+
+    @cached_property
+    def limits(self) -> tuple[Limit, ...]:
+        int8 = self.meter.int8()
+        return tuple(budget.resolve(int8) for budget in self.recipe.budgets)
+
+    @cached_property
+    def space(self) -> SearchSpace:
+        recipe = self.recipe
+        return SearchSpace.build(
+            self.prepared.spec, recipe.weight_bits, recipe.activation_bits, recipe.fixed_choices, self.device.supports, self.device.name
+        )
+
+    @cached_property
+    def problem(self) -> Problem:
+        from haqsearch.agents import Problem
+
+        return Problem(self.space, self.meter, self.limits, OBJECTIVES[self.recipe.objective])
+
+    @cached_property
+    def evaluator(self) -> Evaluator:
+        from haqsearch.evaluate import Evaluator
+
+        return Evaluator(self.prepared, self.splits, self.meter, self.limits)
+
+    # -- names ----------------------------------------------------------------------------------------------------
+
+    def _named(self, key: str, text: str, known: Mapping[str, str]) -> Any:
+        """The function that a zoo name or ``my_module:function`` stands for. RecipeError with the mend otherwise."""
+        if text not in known and ":" not in text:
+            near = get_close_matches(text, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "one of your own is written my_module:function"
+            raise RecipeError(f"{key} = {text!r}: there are {', '.join(known)}; {hint}")
+        module, _, attribute = known.get(text, text).partition(":")
+        with _import_paths(self.base):
+            try:
+                found = getattr(import_module(module), attribute)
+            except (ImportError, AttributeError, ValueError) as error:
+                raise RecipeError(f"{key} = {text!r} cannot be imported: {error}") from error
+        if not callable(found):
+            raise RecipeError(f"{key} = {text!r} is a {type(found).__name__}, not a function")
+        return found
+
+    def find(self, name: str) -> Path:
+        """A file by its path from here, from the recipe's folder, or under a data root. DataError says where it was looked for."""
+        places = [Path(), self.base, *self.roots]
+        for place in places:
+            if (place / name).is_file():
+                return place / name
+        raise DataError(f"{name}: no such file here, beside the recipe or in a data root ({', '.join(map(str, self.roots)) or 'none'})")
+
+    # -- what travels to workers ----------------------------------------------------------------------------------
+
+    def to_config(self, threads: int) -> dict[str, Any]:
+        return {
+            "recipe": self.recipe.model_dump(mode="json"),
+            "base": str(self.base.resolve()),
+            "roots": [str(root.resolve()) for root in self.roots],
+            "out": str(self.out.resolve()) if self.out else None,
+            "folder": str(Path.cwd()),
+            "threads": threads,
+        }
+
+
+def worker_evaluator(config: Mapping[str, Any]) -> Callable[[Policy], Evaluation]:
+    """Factory for Ray actors: model, data and calibration are built once in the actor."""
+    import torch
+
+    torch.set_num_threads(int(config["threads"]))
+    os.chdir(config["folder"])
+    out = Path(config["out"]) if config["out"] else None
+    assembly = Assembly(
+        Recipe.model_validate(config["recipe"]), Path(config["base"]), tuple(Path(root) for root in config["roots"]), out
+    )
+    evaluator = assembly.evaluator
+    evaluator.reference("search")
+    return evaluator.evaluate
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load a safetensors file, or a torch checkpoint read without unpickling objects. DataError if it does not fit."""
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        if path.suffix == ".safetensors":
+            state = load_file(str(path))
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = state.get("state_dict", state) if isinstance(state, dict) else state
+    except (SafetensorError, RuntimeError, OSError, EOFError) as error:
+        raise DataError(f"{path}: not readable, or truncated ({error})") from error
+    except Exception as error:  # unpickling errors have no common base
+        raise DataError(f"{path}: not a plain state dict; save one with torch.save(model.state_dict(), ...)") from error
+    if not isinstance(state, dict):
+        raise DataError(f"{path}: holds a {type(state).__name__}, not a state dict")
+    state = {key.removeprefix("module."): value for key, value in state.items()}
+    own = model.state_dict()
+    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
+    unknown = [key for key in state if key not in own]
+    if missing or unknown:
+        wrong = f"{missing[0]!r} is missing" if missing else f"{unknown[0]!r} is unknown"
+        raise DataError(f"{path}: weights of another model: {wrong} ({len(missing)} missing, {len(unknown)} unknown)")
+    for key, value in state.items():
+        if own[key].shape != value.shape:
+            raise DataError(f"{path}: {key!r} has shape {tuple(value.shape)}, the model's has {tuple(own[key].shape)}")
+    model.load_state_dict(state, strict=False)
+
+
+def load_policy(text: str, assembly: Assembly) -> Policy:
+    """``uniform:w4a8`` (the recipe's fixed layers keep theirs), or a policy file, checked against the model.
+
+    A file that names another model's weights is refused.
+    """
+    from haqsearch.errors import PolicyError
+    from haqsearch.spec import Choice
+
+    spec = assembly.prepared.spec
+    if text.startswith("uniform:"):
+        return Policy.uniform(spec, Choice.parse(text.removeprefix("uniform:")), assembly.recipe.fixed_choices)
+    path = Path(text)
+    if not path.is_file():
+        raise PolicyError(f"{text}: no such policy file; write a file's path, or uniform:w4a8")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise PolicyError(f"{path}: not valid JSON: {error}") from None
+    return Policy.from_json(content, str(path)).check(spec, str(path))
+
+
+def check_policy_widths(policy: Policy, assembly: Assembly) -> None:
+    """Raise PolicyError or HardwareError if the device or the integer kernels lack a width the policy asks for."""
+    from haqsearch.errors import HardwareError, PolicyError
+
+    for layer in assembly.prepared.spec.quantizable:
+        choice = policy[layer.name]
+        for format in (choice.weight, choice.activation):
+            if format.is_float or format.width > 8:
+                raise PolicyError(f"layer {layer.name!r}: integer programs take 2 to 8 bits, not {format}")
+        if not assembly.device.supports(layer, choice):
+            raise HardwareError(f"{assembly.device.name} does not support {choice} in layer {layer.name!r}")
+
+
+def _tensor(part: Any) -> Any:
+    import torch
+
+    tensor = torch.as_tensor(part)
+    return tensor.float() if tensor.is_floating_point() else tensor.long()
+
+
+class _import_paths:
+    """While it holds, modules are found from the current folder and from the recipe's."""
+
+    def __init__(self, base: Path) -> None:
+        self.paths = [path for path in (str(Path.cwd()), str(base.resolve())) if path not in sys.path]
+
+    def __enter__(self) -> None:
+        sys.path[:0] = self.paths
+
+    def __exit__(self, *_: object) -> None:
+        for path in self.paths:
+            sys.path.remove(path)
+

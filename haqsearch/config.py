@@ -1,0 +1,194 @@
+"""A recipe (TOML) as a checked model. An unknown key is an error that says what was probably meant."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from haqsearch.errors import HaqError, RecipeError
+from haqsearch.spec import Budget, Choice
+
+Width = Field(ge=1, le=8)
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SplitSettings(_Section):
+    """Sizes of the splits in samples; ``report`` None: the data set's test part, or a quarter of it."""
+
+    calibrate: int = Field(1024, ge=1)
+    search: int = Field(2000, ge=1)
+    report: int | None = Field(None, ge=1)
+
+
+class PtqSettings(_Section):
+    """Post-training quantization. ``plain``: least-squared-error ranges and nearest rounding."""
+
+    preset: Literal["plain"] = "plain"
+
+
+class QatSettings(_Section):
+    """Fine-tuning of the best ``candidates`` policies for ``steps`` steps; candidates 0: no training."""
+
+    candidates: int = Field(2, ge=0)
+    steps: int = Field(300, ge=1)
+    batch: int = Field(128, ge=1)
+    learning_rate: float = Field(1e-4, gt=0)
+
+
+class TrainSettings(_Section):
+    """Training of the float network, where the recipe names no weights."""
+
+    epochs: int = Field(60, ge=1)
+    batch: int = Field(64, ge=1)
+    learning_rate: float = Field(4e-3, gt=0)
+
+
+class Recipe(_Section):
+    """What to search. The first five keys have no default but ``weights``: without it the run trains the network itself."""
+
+    model: str
+    weights: str = ""
+    data: str
+    hardware: str
+    budget: tuple[str, ...] = Field(min_length=1)
+    agent: str = "ddpg"
+    objective: Literal["accuracy", "loss", "kl"] = "kl"
+    weight_bits: tuple[int, ...] = Field((2, 3, 4, 5, 6, 7, 8), min_length=1)
+    activation_bits: tuple[int, ...] = Field((2, 3, 4, 5, 6, 7, 8), min_length=1)
+    fixed: dict[str, str] = {}
+    max_evaluations: int = Field(150, ge=1)
+    seed: int = Field(0, ge=0)
+    storage: str = ""
+    split: SplitSettings = SplitSettings()
+    ptq: PtqSettings = PtqSettings()
+    qat: QatSettings = QatSettings()
+    train: TrainSettings = TrainSettings()
+
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("budget")
+    @classmethod
+    def _budgets(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for text in value:
+            Budget.parse(text)
+        return value
+
+    @field_validator("weight_bits", "activation_bits")
+    @classmethod
+    def _widths(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        for bits in value:
+            if not 2 <= bits <= 8:
+                raise ValueError(f"{bits} bits: integer programs take 2 to 8")
+        return value
+
+    @field_validator("fixed")
+    @classmethod
+    def _choices(cls, value: dict[str, str]) -> dict[str, str]:
+        for layer, text in value.items():
+            choice = Choice.parse(text)
+            for format in (choice.weight, choice.activation):
+                if format.is_float or not 2 <= format.width <= 8:
+                    raise ValueError(f"{layer}: {text}: integer programs take 2 to 8 bits")
+        return value
+
+    @property
+    def budgets(self) -> tuple[Budget, ...]:
+        return tuple(Budget.parse(text) for text in self.budget)
+
+    @property
+    def fixed_choices(self) -> dict[str, Choice]:
+        return {layer: Choice.parse(text) for layer, text in self.fixed.items()}
+
+    @property
+    def digest(self) -> str:
+        """Digest of everything that decides which policies are proposed and what they score."""
+        content = self.model_dump(mode="json", exclude={"qat", "storage", "max_evaluations"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Recipe in the TOML file ``path`` with ``key=value`` overrides applied (dotted keys, TOML values or bare words).
+
+    Raises RecipeError that names file, key and mend.
+    """
+    if not path.is_file():
+        near = get_close_matches(path.stem, [p.stem for p in path.parent.glob("*.toml")], n=1) if path.parent.is_dir() else []
+        raise RecipeError(f"no recipe {path}" + (f"; did you mean {path.parent / near[0]}.toml?" if near else ""))
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not valid TOML: {error}") from None
+    for text in overrides:
+        _override(content, text)
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        raise RecipeError(f"{path}: {'; '.join(_explain(error, content))}") from None
+    except HaqError as error:
+        raise RecipeError(f"{path}: {error}") from None
+
+
+def _override(content: dict[str, Any], text: str) -> None:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise RecipeError(f"--set {text!r}: write key=value, for example qat.steps=200")
+    *parents, last = key.strip().split(".")
+    section = content
+    for parent in parents:
+        section = section.setdefault(parent, {})
+        if not isinstance(section, dict):
+            raise RecipeError(f"--set {text!r}: {parent!r} is no section")
+    try:
+        section[last] = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        section[last] = value.strip()
+
+
+def _explain(error: ValidationError, content: Mapping[str, Any]) -> Iterator[str]:
+    """One sentence for each mistake pydantic found."""
+    for item in error.errors():
+        place = [str(part) for part in item["loc"]]
+        key = ".".join(place)
+        if item["type"] == "extra_forbidden":
+            section: Any = Recipe
+            for part in place[:-1]:
+                section = section.model_fields[part].annotation
+            near = get_close_matches(place[-1], section.model_fields, n=1)
+            known = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(section.model_fields)}"
+            yield f"unknown key {key!r}; {known}"
+        elif item["type"] == "missing":
+            yield f"key {key!r} is missing"
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            yield f"{key} = {item['input']!r}: {message[:1].lower()}{message[1:]}"
+
+
+def to_toml(recipe: Recipe) -> str:
+    """The recipe as TOML, every default written out."""
+    content = recipe.model_dump(mode="json")
+    lines = [f"{key} = {_toml(value)}" for key, value in content.items() if not isinstance(value, dict) or key == "fixed"]
+    for key, value in content.items():
+        if isinstance(value, dict) and key != "fixed":
+            lines += ["", f"[{key}]", *[f"{name} = {_toml(v)}" for name, v in value.items() if v is not None]]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{json.dumps(k)} = {_toml(v)}" for k, v in value.items()) + " }" if value else "{}"
+    if isinstance(value, list):
+        return "[" + ", ".join(_toml(v) for v in value) + "]"
+    return json.dumps(value, ensure_ascii=False)
