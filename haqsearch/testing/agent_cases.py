@@ -1,0 +1,236 @@
+"""Conformance of search agents: subclass ``AgentCases`` in your tests, and every law of an agent is checked on yours.
+
+    from haqsearch.testing.agent_cases import AgentCases
+
+    class TestMyAgent(AgentCases):
+        def build(self, problem, seed):
+            return MyAgent(problem, seed)
+
+The problem searched is small and real: a network of shapes with a pinned first and last layer and a shared activation,
+priced in bytes and bit operations, whose loss adds up over the layers.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+
+import numpy as np
+import optuna
+from optuna.study import Study
+from optuna.trial import TrialState
+
+from haqsearch.agents import Agent, Problem
+from haqsearch.search.loop import Summary, run_search
+from haqsearch.search.pool import SerialPool
+from haqsearch.search.records import Record, read_records
+from haqsearch.spec import OBJECTIVES, Choice, Evaluation, LayerSpec, Limit, ModelSpec, Policy, SearchSpace
+
+
+@dataclass(frozen=True)
+class ShapeCosts:
+    """Bytes of packed weights and bit operations, from shapes alone: additive, and never less for more bits."""
+
+    model: ModelSpec
+    metrics: tuple[str, ...] = ("size_bytes", "bops")
+
+    def costs(self, policy: Policy) -> dict[str, float]:
+        size = sum(ceil(layer.weight_count * policy[layer.name].weight.bits / 8) for layer in self.model)
+        bops = sum(
+            layer.macs * policy[layer.name].weight.bits * policy[layer.name].activation.bits for layer in self.model
+        )
+        return {"size_bytes": float(size), "bops": bops}
+
+
+@dataclass(frozen=True)
+class AdditiveLoss:
+    """An evaluator: every layer adds sensitivity times noise power, 4^-bits as of a uniform quantizer.
+
+    Sensitivities are log-normal, drawn once per ``seed``; accuracy falls linearly with the loss.
+    """
+
+    model: ModelSpec
+    seed: int = 0
+
+    def __call__(self, policy: Policy) -> Evaluation:
+        draws = np.random.default_rng(self.seed).lognormal(0.0, 1.5, size=(len(self.model), 2))
+        loss = 0.01 + sum(
+            weight * 4.0 ** -policy[layer.name].weight.bits + activation * 4.0 ** -policy[layer.name].activation.bits
+            for layer, (weight, activation) in zip(self.model, draws.tolist(), strict=True)
+        )
+        return Evaluation(accuracy=max(0.0, 0.95 - loss / 10), loss=loss, kl=loss, samples=100, seconds=0.001)
+
+
+def toy_model(layers: int) -> ModelSpec:
+    """A chain of ``layers`` >= 4: convolutions, one of them depthwise, two reading one tensor, and a classifier."""
+    specs = []
+    for i in range(layers - 1):
+        width, depthwise = 8 * (1 + i // 3), i == 2
+        specs.append(
+            LayerSpec(
+                name=f"block.{i}",
+                op="depthwise_conv2d" if depthwise else "conv2d",
+                in_shape=(width, 8, 8),
+                weight_shape=(width, 1 if depthwise else width, 3, 3),
+                out_shape=(width, 8, 8),
+                macs=64 * 9 * width * (1 if depthwise else width),
+                groups=width if depthwise else 1,
+                kernel=(3, 3),
+                activation_tie="shared" if i in (1, 2) else "",
+            )
+        )
+    return ModelSpec("toy", (*specs, LayerSpec("head", "linear", (64,), (10, 64), (10,), macs=640)))
+
+
+def toy_problem(
+    layers: int = 6,
+    bits: Sequence[int] = (2, 3, 4, 6, 8),
+    share: float = 0.55,
+    objective: str = "loss",
+) -> Problem:
+    """First and last layer pinned at 8/8, the others free in ``bits``; both costs at most ``share`` of all 8/8's."""
+    model = toy_model(layers)
+    eight = Choice.parse("w8a8")
+    fixed = {"block.0": eight, "head": eight}
+    costing = ShapeCosts(model)
+    full = costing.costs(Policy.uniform(model, eight))
+    limits = tuple(Limit(name, share * full[name], f"{name} <= {share} * int8") for name in costing.metrics)
+    return Problem(SearchSpace.build(model, bits, bits, fixed), costing, limits, OBJECTIVES[objective])
+
+
+def new_study() -> Study:
+    """An empty study in memory."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna.create_study(direction="maximize")
+
+
+class AgentCases:
+    """The laws. Override ``build``; where your agent is slow, lower ``evaluations``."""
+
+    evaluations = 30
+
+    def build(self, problem: Problem, seed: int) -> Agent:
+        """Your agent, with no options but those a user would leave alone."""
+        raise NotImplementedError("override build(self, problem, seed) to return your agent")
+
+    def search(self, problem: Problem, seed: int, study: Study | None = None) -> tuple[Summary, list[Record]]:
+        study = study or new_study()
+        evaluator = AdditiveLoss(problem.space.model)
+        summary = run_search(problem, self.build(problem, seed), SerialPool(evaluator), study, self.evaluations)
+        return summary, read_records(study)
+
+    def test_policies_are_in_the_space_and_inside_every_limit(self) -> None:
+        for objective in ("loss", "accuracy"):
+            problem = toy_problem(objective=objective)
+            _, records = self.search(problem, seed=1)
+            assert records, "the agent proposed nothing; with a feasible space it has to propose something"
+            for record in records:
+                assert problem.space.contains(record.proposal), (
+                    f"trial {record.number}: propose() returned a policy outside the space: {record.proposal.digest}. "
+                    "Build policies with problem.policy_of(params), params as in problem.distributions"
+                )
+                assert problem.space.contains(record.policy), f"trial {record.number}: evaluated outside the space"
+                assert problem.feasible(record.policy), (
+                    f"trial {record.number}: evaluated outside the budget. Leave sample_relative to the base class: "
+                    "it repairs what propose() returns"
+                )
+                record.policy.check(problem.space.model)
+
+    def test_the_uniform_policies_that_fit_come_first(self) -> None:
+        problem = toy_problem()
+        _, records = self.search(problem, seed=1)
+        first = [record.policy for record in records[: len(problem.uniform_fits)]]
+        assert first == list(problem.uniform_fits), "a search could end below the uniform baseline"
+        assert {r.source for r in records[: len(first)]} == {"uniform"}
+
+    def test_the_same_seed_gives_the_same_search(self) -> None:
+        problem = toy_problem()
+        once, again = (self.search(problem, seed=3)[1] for _ in range(2))
+        assert [r.policy for r in once] == [r.policy for r in again], (
+            "two searches with one seed differ: draw from self.rng(trial) only, and iterate over no sets"
+        )
+
+    def test_a_restarted_agent_continues_as_if_it_had_not_stopped(self) -> None:
+        problem = toy_problem()
+        _, whole = self.search(problem, seed=4)
+        for stop in (1, len(whole) // 2, len(whole) - 1):
+            study, evaluator = new_study(), AdditiveLoss(problem.space.model)
+            run_search(problem, self.build(problem, 4), SerialPool(evaluator), study, stop)
+            _, records = self.search(problem, seed=4, study=study)  # a new agent on the old study
+            assert [r.policy for r in records] == [r.policy for r in whole], (
+                f"stopped after {stop} trials and restarted, the search went elsewhere: what an agent remembers has to "
+                "be a function of self.completed(study)"
+            )
+
+    def test_no_policy_is_proposed_twice(self) -> None:
+        _, records = self.search(toy_problem(), seed=5)
+        digests = [record.policy.digest for record in records]
+        assert len(digests) == len(set(digests)), (
+            "a policy was evaluated twice; leave sample_relative to the base class"
+        )
+
+    def test_a_tiny_space_ends(self) -> None:
+        problem = toy_problem(layers=4, bits=(4, 8), share=0.9)
+        study, evaluator = new_study(), AdditiveLoss(problem.space.model)
+        summary = run_search(problem, self.build(problem, 6), SerialPool(evaluator), study, 1000)
+        assert summary.exhausted, "nothing new was left, yet the agent did not raise SpaceExhausted"
+        assert summary.complete <= len(problem.feasible_keys)
+        again = run_search(problem, self.build(problem, 6), SerialPool(evaluator), study, 1000)
+        assert again.complete == summary.complete, "an exhausted search, run again, found something after all"
+
+    def test_failed_evaluations_are_survived_and_not_repeated(self) -> None:
+        problem = toy_problem()
+        good = AdditiveLoss(problem.space.model)
+
+        def brittle(policy: Policy) -> Evaluation:
+            return Evaluation.failed("out of memory") if int(policy.digest, 16) % 3 == 0 else good(policy)
+
+        study = new_study()
+        run_search(problem, self.build(problem, 7), SerialPool(brittle), study, self.evaluations)
+        records = read_records(study)
+        failed = {r.policy.digest for r in records if r.score is None}
+        assert len({r.policy.digest for r in records}) == len(records), "a policy that had failed was proposed again"
+        assert all(r.evaluation.error == "out of memory" for r in records if r.policy.digest in failed)
+
+    def test_nothing_is_learned_from_another_study(self) -> None:
+        problem = toy_problem()
+        _, alone = self.search(problem, seed=8)
+        agent = self.build(problem, 8)
+        run_search(problem, agent, SerialPool(AdditiveLoss(problem.space.model, seed=9)), new_study(), self.evaluations)
+        study = new_study()
+        run_search(problem, agent, SerialPool(AdditiveLoss(problem.space.model)), study, self.evaluations)
+        assert [r.policy for r in read_records(study)] == [r.policy for r in alone], (
+            "an agent used on one study searched the next one differently: compare self.completed(study) with what it "
+            "has learned from, and start over when they differ"
+        )
+
+    def test_the_global_random_state_is_the_users(self) -> None:
+        self.search(toy_problem(), seed=1)  # whatever is loaded lazily is loaded now
+        before = _global_random_state()
+        self.search(toy_problem(), seed=2)
+        assert _global_random_state() == before, "the agent drew from a global generator; draw from self.rng(trial)"
+
+    def test_unfinished_trials_are_taken_up(self) -> None:
+        """Asked, and killed before the evaluation: the search goes on with that very policy."""
+        problem = toy_problem()
+        _, whole = self.search(problem, seed=10)
+        study = new_study()
+        run_search(
+            problem, self.build(problem, 10), SerialPool(AdditiveLoss(problem.space.model)), study, len(whole) // 2
+        )
+        study.sampler = self.build(problem, 10)
+        if len(whole) // 2 < len(whole):
+            study.ask(problem.distributions)
+        _, records = self.search(problem, seed=10, study=study)
+        assert not study.get_trials(states=(TrialState.RUNNING,)), "a trial was left running for ever"
+        assert [r.policy for r in records] == [r.policy for r in whole]
+
+
+def _global_random_state() -> str:
+    torch = sys.modules.get("torch")
+    state = [random.getstate(), np.random.get_state()]  # noqa: NPY002 - looked at, to see that nobody used it
+    with np.printoptions(threshold=sys.maxsize):
+        return repr([*state, torch.get_rng_state().numpy() if torch else None])

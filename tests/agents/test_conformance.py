@@ -1,0 +1,33 @@
+"""Every agent of the registry passes the kit that users get."""
+
+from __future__ import annotations
+
+from haqsearch.agents import AGENTS, build_agent
+from haqsearch.testing.agent_cases import AgentCases
+
+
+class _Registered(AgentCases):
+    name: str
+
+    def build(self, problem, seed):
+        return build_agent(self.name, problem, seed, max_evaluations=self.evaluations)
+
+
+class TestRandom(_Registered):
+    name = "random"
+
+
+class TestUniform(_Registered):
+    name = "uniform"
+
+
+class TestTPE(_Registered):
+    name = "tpe"
+
+
+class TestDDPG(_Registered):
+    name = "ddpg"
+
+
+def test_no_agent_of_the_registry_is_forgotten_here():
+    assert {case.name for case in (TestRandom, TestUniform, TestTPE, TestDDPG)} == set(AGENTS)
