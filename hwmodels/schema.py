@@ -11,17 +11,24 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Annotated, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 from haqsearch.errors import HardwareError
 from haqsearch.spec import Choice, LayerSpec
 from hwmodels.base import HardwareModel, LayerCost
 from hwmodels.geometry import Loops
 
+
+def _not_vanishing(rate: float) -> float:
+    if rate < 1e-9:  # its inverse, a time, could overflow
+        raise ValueError("should be at least 1e-9")
+    return rate
+
+
 Text = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1, le=2**20)]
 Bytes = Annotated[int, Field(ge=1, le=2**50)]
-Rate = Annotated[float, Field(gt=0, le=1e18)]
+Rate = Annotated[float, Field(gt=0, le=1e18), AfterValidator(_not_vanishing)]
 Energy = Annotated[float, Field(ge=0, le=1e12)]
 Width = Annotated[int, Field(ge=1, le=16)]
 Widths = Annotated[tuple[Width, ...], Field(min_length=1, strict=False)]

@@ -10,7 +10,7 @@ Every failure says which promise of ``hwmodels.HardwareModel`` is broken and wha
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import pairwise, product
 from math import isclose, isfinite
 from typing import TYPE_CHECKING
 
@@ -63,9 +63,7 @@ class HardwareModelCases:
                 f"{where}: cost has {sorted(cost.values)}, metrics promises {sorted(device.metrics)}"
             )
             for metric, value in cost.values.items():
-                assert isfinite(value) and value >= 0, (
-                    f"{where}: {metric} is {value}; failure is an error, not a number"
-                )
+                assert isfinite(value) and value >= 0, f"{where}: {metric} is {value}; a failure is an error"
             assert cost.bound, f"{where}: say in `bound` what limits the layer"
             assert cost.source, f"{where}: say in `source` where the number comes from"
 
@@ -84,7 +82,7 @@ class HardwareModelCases:
     def test_something_is_supported(self, device: HardwareModel) -> None:
         for layer in LAYERS:
             assert any(device.supports(layer, choice) for choice in CHOICES), (
-                f"{device.name}: supports nothing for layer {layer.name} ({layer.op}); no network with it can be searched"
+                f"{device.name}: supports nothing for layer {layer.name} ({layer.op}): it can price no network with one"
             )
         assert device.supports(MODEL["attention"], FLOAT_CHOICE), (
             f"{device.name}: a layer that is not quantizable stays in float32, so float32 must have a price"
@@ -101,7 +99,7 @@ class HardwareModelCases:
             costs = [device.cost(layer, choice, batch).values for batch in batches]
             for metric in device.metrics:
                 series = [cost[metric] for cost in costs]
-                assert all(x <= y * (1 + 1e-12) for x, y in zip(series, series[1:], strict=False)), (
+                assert all(x <= y * (1 + 1e-12) for x, y in pairwise(series)), (
                     f"{device.name}: layer {layer.name} at {choice}: {metric} of batches {batches} is {series}; "
                     "costs are for the whole batch, not for one sample"
                 )
@@ -143,7 +141,7 @@ class HardwareModelCases:
             for metric in device.additive:
                 total = sum(device.cost(layer, policy[layer.name], meter.batch).values[metric] for layer in LAYERS)
                 assert isclose(costs[metric], total, rel_tol=1e-9), (
-                    f"{device.name}: {metric} of the network at {choice} is {costs[metric]}, its layers sum to {total}; "
+                    f"{device.name}: {metric} of the network at {choice} is {costs[metric]}, its layers make {total}; "
                     "take the metric out of `additive` if it is no sum"
                 )
 
