@@ -42,10 +42,10 @@ class Loops:
 
     @classmethod
     def of(cls, layer: LayerSpec) -> Loops:
-        """Loops of ``layer``. An operator that is not known is a matrix product with its weights and its macs:
+        """Loops of ``layer``. An operator that is not known, or whose shape is not, is a matrix product with its weights and its macs:
         ``pixels = macs / weights``, so that no layer is free because it is unusual."""
         first = not layer.inputs
-        if layer.op in ("conv2d", "depthwise_conv2d"):
+        if layer.op in ("conv2d", "depthwise_conv2d") and len(layer.out_shape) == 3:
             kh, kw = layer.weight_shape[2:]
             oh, ow = layer.out_shape[1:]
             (sh, sw), inputs = layer.stride, layer.in_shape[0]

@@ -5,13 +5,13 @@ from itertools import product
 
 import numpy as np
 import pytest
-from device_shapes import conv, linear, mobilenet_v2, models, wa
+from device_shapes import linear, mobilenet_v2, models, wa
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import hwmodels
 from haqsearch.errors import BudgetError, HardwareError, PolicyError
-from haqsearch.spec import METRICS, Budget, ModelSpec, Policy, SearchSpace
+from haqsearch.spec import METRICS, Budget, LayerSpec, ModelSpec, Policy, SearchSpace
 from haqsearch.spec.policy import FLOAT_CHOICE
 from hwmodels.meter import quantity
 
@@ -214,9 +214,10 @@ def test_quantity_reads_back(metric, value):
 
 def test_layers_of_any_operator_have_a_price():
     odd = [
-        conv("transposed", 8, 8, 3, 8).__class__("t", "conv_transpose2d", (8, 8, 8), (8, 4, 2, 2), (4, 16, 16), 8192),
-        linear("gru", 16, 48).__class__("gru", "gru", (10, 16), (48, 16), (10, 16), 7680, quantizable=False),
-        linear("sdpa", 16, 48).__class__("sdpa", "attention", (10, 16), (), (10, 16), 3200, quantizable=False),
+        LayerSpec("t", "conv_transpose2d", (8, 8, 8), (8, 4, 2, 2), (4, 16, 16), 8192),
+        LayerSpec("gru", "gru", (10, 16), (48, 16), (10, 16), 7680, quantizable=False),
+        LayerSpec("attention", "attention", (10, 16), (), (10, 16), 3200, quantizable=False),
+        LayerSpec("shapeless", "conv2d", (1,), (8, 4, 3, 3), (1,), 288, quantizable=False),
     ]
     for device, layer in product(DEVICES.values(), odd):
         cost = device.cost(layer, FLOAT_CHOICE, 1).values
