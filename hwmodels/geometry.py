@@ -42,8 +42,8 @@ class Loops:
 
     @classmethod
     def of(cls, layer: LayerSpec) -> Loops:
-        """Loops of ``layer``. An operator that is not known, or whose shape is not, is a matrix product with its weights
-        and its macs, ``pixels = macs / weights``, so that no layer is free because it is unusual.
+        """Loops of ``layer``. An operator that is not known, or whose shape is not, is a matrix product with its
+        weights and macs, ``pixels = macs / weights``, so that no layer is free because it is unusual.
         """
         first = not layer.inputs
         if layer.op in ("conv2d", "depthwise_conv2d") and len(layer.out_shape) == 3:
