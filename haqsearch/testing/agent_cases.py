@@ -15,7 +15,7 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 
 import numpy as np
@@ -196,16 +196,23 @@ class AgentCases:
         assert all(r.evaluation.error == "out of memory" for r in records if r.policy.digest in failed)
 
     def test_nothing_is_learned_from_another_study(self) -> None:
-        problem = toy_problem()
-        _, alone = self.search(problem, seed=8)
-        agent = self.build(problem, 8)
-        run_search(problem, agent, SerialPool(AdditiveLoss(problem.space.model, seed=9)), new_study(), self.evaluations)
-        study = new_study()
-        run_search(problem, agent, SerialPool(AdditiveLoss(problem.space.model)), study, self.evaluations)
-        assert [r.policy for r in read_records(study)] == [r.policy for r in alone], (
-            "an agent used on one study searched the next one differently: compare self.completed(study) with what it "
-            "has learned from, and start over when they differ"
-        )
+        problem, more = toy_problem(), self.evaluations + 5
+        good = AdditiveLoss(problem.space.model)
+
+        def contrary(policy: Policy) -> Evaluation:
+            return replace(good(policy), loss=1 / (good(policy).loss or 1.0))
+
+        alone = new_study()
+        run_search(problem, self.build(problem, 8), SerialPool(good), alone, more)
+        for head_start in (0, self.evaluations):  # of the second study: it may be as long as the one learned from
+            study, agent = new_study(), self.build(problem, 8)
+            run_search(problem, self.build(problem, 8), SerialPool(good), study, head_start)
+            run_search(problem, agent, SerialPool(contrary), new_study(), self.evaluations)
+            run_search(problem, agent, SerialPool(good), study, more)
+            assert [r.policy for r in read_records(study)] == [r.policy for r in read_records(alone)], (
+                "an agent used on one study searched the next one differently: compare self.completed(study) with what "
+                "it has learned from, and start over when they differ"
+            )
 
     def test_the_global_random_state_is_the_users(self) -> None:
         self.search(toy_problem(), seed=1)  # whatever is loaded lazily is loaded now
