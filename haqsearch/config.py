@@ -125,7 +125,11 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises RecipeError that names file, key and mend.
     """
     if not path.is_file():
-        near = get_close_matches(path.stem, [p.stem for p in path.parent.glob("*.toml")], n=1) if path.parent.is_dir() else []
+        near = (
+            get_close_matches(path.stem, [p.stem for p in path.parent.glob("*.toml")], n=1)
+            if path.parent.is_dir()
+            else []
+        )
         raise RecipeError(f"no recipe {path}" + (f"; did you mean {path.parent / near[0]}.toml?" if near else ""))
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -179,7 +183,9 @@ def _explain(error: ValidationError, content: Mapping[str, Any]) -> Iterator[str
 def to_toml(recipe: Recipe) -> str:
     """The recipe as TOML, every default written out."""
     content = recipe.model_dump(mode="json")
-    lines = [f"{key} = {_toml(value)}" for key, value in content.items() if not isinstance(value, dict) or key == "fixed"]
+    lines = [
+        f"{key} = {_toml(value)}" for key, value in content.items() if not isinstance(value, dict) or key == "fixed"
+    ]
     for key, value in content.items():
         if isinstance(value, dict) and key != "fixed":
             lines += ["", f"[{key}]", *[f"{name} = {_toml(v)}" for name, v in value.items() if v is not None]]

@@ -46,7 +46,9 @@ class HistogramObserver:
             self._merge()
         while low < self.low:
             self._merge()
-            self.counts = np.roll(self.counts, BINS // 2)  # merged bins move to the upper half: the range grew downwards
+            self.counts = np.roll(
+                self.counts, BINS // 2
+            )  # merged bins move to the upper half: the range grew downwards
             self.low -= self.width / 2
         counts = torch.histc(x.detach().float(), BINS, self.low, self.low + self.width)
         self.counts += counts.numpy().astype(np.int64)

@@ -120,7 +120,11 @@ class Assembly:
         if kept:
             kept.parent.mkdir(parents=True, exist_ok=True)
             with replacing(kept) as temporary:
-                save_file({key: value.contiguous() for key, value in model.state_dict().items()}, str(temporary), {"recipe_digest": digest})
+                save_file(
+                    {key: value.contiguous() for key, value in model.state_dict().items()},
+                    str(temporary),
+                    {"recipe_digest": digest},
+                )
         return model
 
     @cached_property
@@ -162,7 +166,12 @@ class Assembly:
     def space(self) -> SearchSpace:
         recipe = self.recipe
         return SearchSpace.build(
-            self.prepared.spec, recipe.weight_bits, recipe.activation_bits, recipe.fixed_choices, self.device.supports, self.device.name
+            self.prepared.spec,
+            recipe.weight_bits,
+            recipe.activation_bits,
+            recipe.fixed_choices,
+            self.device.supports,
+            self.device.name,
         )
 
     @cached_property
@@ -201,7 +210,9 @@ class Assembly:
         for place in places:
             if (place / name).is_file():
                 return place / name
-        raise DataError(f"{name}: no such file here, beside the recipe or in a data root ({', '.join(map(str, self.roots)) or 'none'})")
+        raise DataError(
+            f"{name}: no such file here, beside the recipe or in a data root ({', '.join(map(str, self.roots)) or 'none'})"
+        )
 
     # -- what travels to workers ----------------------------------------------------------------------------------
 
@@ -224,7 +235,10 @@ def worker_evaluator(config: Mapping[str, Any]) -> Callable[[Policy], Evaluation
     os.chdir(config["folder"])
     out = Path(config["out"]) if config["out"] else None
     assembly = Assembly(
-        Recipe.model_validate(config["recipe"]), Path(config["base"]), tuple(Path(root) for root in config["roots"]), out
+        Recipe.model_validate(config["recipe"]),
+        Path(config["base"]),
+        tuple(Path(root) for root in config["roots"]),
+        out,
     )
     evaluator = assembly.evaluator
     evaluator.reference("search")
@@ -315,4 +329,3 @@ class _import_paths:
     def __exit__(self, *_: object) -> None:
         for path in self.paths:
             sys.path.remove(path)
-

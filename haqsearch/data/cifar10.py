@@ -38,7 +38,9 @@ def _read(path: Path) -> tuple[Tensor, Tensor]:
         raise DataError(f"CIFAR-10: {path} is missing")
     raw = np.fromfile(path, dtype=np.uint8)
     if raw.size == 0 or raw.size % _RECORD:
-        raise DataError(f"CIFAR-10: {path} is truncated: {raw.size} bytes are no multiple of {_RECORD}; unpack it again")
+        raise DataError(
+            f"CIFAR-10: {path} is truncated: {raw.size} bytes are no multiple of {_RECORD}; unpack it again"
+        )
     records = torch.from_numpy(raw).view(-1, _RECORD)
     labels = records[:, 0].long()
     if int(labels.max()) > 9:

@@ -39,7 +39,9 @@ class DataSet:
             if len(inputs) != len(labels):
                 raise DataError(f"data set {self.name}: {len(inputs)} {name}, but {len(labels)} labels")
             if inputs.dtype != torch.float32 or labels.dtype != torch.int64:
-                raise DataError(f"data set {self.name}: {name} must be float32 with int64 labels, not {inputs.dtype}, {labels.dtype}")
+                raise DataError(
+                    f"data set {self.name}: {name} must be float32 with int64 labels, not {inputs.dtype}, {labels.dtype}"
+                )
             if not bool(torch.isfinite(inputs).all()):
                 raise DataError(f"data set {self.name}: {name} hold NaN or infinity")
 
@@ -70,9 +72,13 @@ def split(data: DataSet, calibrate: int, search: int, report: int | None, seed: 
             raise DataError(f"split.{name} is {size}: every split needs at least one sample")
     needed = calibrate + search + (0 if has_test else report)
     if needed > len(order):
-        raise DataError(f"data set {data.name} has {len(order)} samples, the splits ask for {needed}: make them smaller")
+        raise DataError(
+            f"data set {data.name} has {len(order)} samples, the splits ask for {needed}: make them smaller"
+        )
     if has_test and report > len(data.test_inputs):  # type: ignore[arg-type]
-        raise DataError(f"data set {data.name} has {len(data.test_inputs)} test samples, split.report asks for {report}")  # type: ignore[arg-type]
+        raise DataError(
+            f"data set {data.name} has {len(data.test_inputs)} test samples, split.report asks for {report}"
+        )  # type: ignore[arg-type]
     cuts = [search] if has_test else [search, report]
     parts = torch.split(order, [*cuts, len(order) - sum(cuts)])
 

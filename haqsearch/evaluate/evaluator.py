@@ -48,7 +48,9 @@ class Evaluator:
         """Score ``policy`` by post-training quantization. What goes wrong is returned in ``error``, not raised."""
         start = time.perf_counter()
         try:
-            return self.evaluation(policy, self.score(self.prepared.lower(policy), split), "ptq", time.perf_counter() - start)
+            return self.evaluation(
+                policy, self.score(self.prepared.lower(policy), split), "ptq", time.perf_counter() - start
+            )
         except (HaqError, RuntimeError) as error:
             return Evaluation.failed(f"{type(error).__name__}: {error}", time.perf_counter() - start)
 
@@ -56,5 +58,13 @@ class Evaluator:
         """Scores and costs of ``policy`` as one Evaluation."""
         costs = self.costing.costs(policy)
         return Evaluation(
-            scores.accuracy, scores.loss, scores.kl, scores.samples, seconds, fidelity, seed, costs, violation(costs, self.limits)
+            scores.accuracy,
+            scores.loss,
+            scores.kl,
+            scores.samples,
+            seconds,
+            fidelity,
+            seed,
+            costs,
+            violation(costs, self.limits),
         )

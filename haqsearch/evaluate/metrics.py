@@ -43,7 +43,9 @@ def score_logits(logits: Tensor, labels: Tensor, reference: Tensor) -> Scores:
     or if they hold NaN.
     """
     if logits.ndim != 2:
-        raise ModelError(f"the network gives {tuple(logits.shape[1:])} per sample; logits, one per class, are needed to score it")
+        raise ModelError(
+            f"the network gives {tuple(logits.shape[1:])} per sample; logits, one per class, are needed to score it"
+        )
     if int(labels.max()) >= logits.shape[1]:
         raise ModelError(f"a label is {int(labels.max())}, but the network has {logits.shape[1]} classes")
     if not bool(torch.isfinite(logits).all()):

@@ -58,7 +58,9 @@ class _Writer:
             helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *(shape or ())])
             for name, shape in zip(("input", "output"), shapes, strict=True)
         ]
-        graph = helper.make_graph(self.nodes, self.program.name, values[:1], values[1:], list(self.initializers.values()))
+        graph = helper.make_graph(
+            self.nodes, self.program.name, values[:1], values[1:], list(self.initializers.values())
+        )
         return helper.make_model(
             graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=_IR_VERSION, producer_name="haqsearch"
         )
@@ -110,7 +112,9 @@ class _Writer:
                 return
             case "float" | "dequantize":
                 layer = step.layer or step.attributes.get("target", step.name)
-                raise ExportError(f"{layer}: runs in float32, which this ONNX export cannot express; quantize it or leave it out")
+                raise ExportError(
+                    f"{layer}: runs in float32, which this ONNX export cannot express; quantize it or leave it out"
+                )
         inputs = [self._dequantized(name) for name in step.inputs]
         at = step.attributes
         real = f"{step.name}.result"
@@ -118,7 +122,15 @@ class _Writer:
             case "conv2d":
                 padding = [*at["padding"], *at["padding"]]
                 weights = self._weights(step)
-                self._node("Conv", [inputs[0], *weights], real, strides=at["stride"], pads=padding, dilations=at["dilation"], group=at["groups"])
+                self._node(
+                    "Conv",
+                    [inputs[0], *weights],
+                    real,
+                    strides=at["stride"],
+                    pads=padding,
+                    dilations=at["dilation"],
+                    group=at["groups"],
+                )
             case "linear":
                 weight, bias = self._weights(step)
                 flat = self.program.tensors[step.inputs[0]].shape
@@ -129,7 +141,15 @@ class _Writer:
                     self._node("Add", [self._node("MatMul", [inputs[0], turned], f"{step.name}.product"), bias], real)
             case "avg_pool2d":
                 padding = [*at["padding"], *at["padding"]]
-                self._node("AveragePool", inputs, real, kernel_shape=at["kernel"], strides=at["stride"], pads=padding, count_include_pad=1)
+                self._node(
+                    "AveragePool",
+                    inputs,
+                    real,
+                    kernel_shape=at["kernel"],
+                    strides=at["stride"],
+                    pads=padding,
+                    count_include_pad=1,
+                )
             case "add":
                 self._node("Add", inputs, real)
             case "concat":
@@ -170,13 +190,23 @@ class _Writer:
                 values = [self._constant(f"{out.name}.{key}", [value], np.int64) for key, value in parts]
                 self._node("Slice", [name, *values], out.name)
             case "pad":
-                pairs = list(zip(at["amounts"][::2], at["amounts"][1::2], strict=True))[::-1]  # torch counts from the last dimension
+                pairs = list(zip(at["amounts"][::2], at["amounts"][1::2], strict=True))[
+                    ::-1
+                ]  # torch counts from the last dimension
                 pairs = [(0, 0)] * (1 + len(out.shape or ()) - len(pairs)) + pairs
                 amounts = self._constant(f"{out.name}.pads", [p[0] for p in pairs] + [p[1] for p in pairs], np.int64)
                 self._node("Pad", [name, amounts, self._parameters(out)[1]], out.name)
             case "max_pool2d":
                 padding = [*at["padding"], *at["padding"]]
-                self._node("MaxPool", [name], out.name, kernel_shape=at["kernel"], strides=at["stride"], pads=padding, dilations=at["dilation"])
+                self._node(
+                    "MaxPool",
+                    [name],
+                    out.name,
+                    kernel_shape=at["kernel"],
+                    strides=at["stride"],
+                    pads=padding,
+                    dilations=at["dilation"],
+                )
 
 
 def _container(info: TensorInfo) -> Any:

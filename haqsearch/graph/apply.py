@@ -36,7 +36,9 @@ class QuantizedNetwork(nn.Module):
     ``weights`` gives each layer's scales; they stay, the weights move. ``forward`` takes (B, *input shape).
     """
 
-    def __init__(self, graph: Graph, policy: Policy, ranges: Any, weights: Mapping[str, QWeight], plan: Plan | None = None) -> None:
+    def __init__(
+        self, graph: Graph, policy: Policy, ranges: Any, weights: Mapping[str, QWeight], plan: Plan | None = None
+    ) -> None:
         super().__init__()
         self.graph, self.policy, self.ranges, self.plan = graph, policy, ranges, plan or make_plan(graph)
         self.trained = nn.ParameterDict()
@@ -46,7 +48,8 @@ class QuantizedNetwork(nn.Module):
                 self._keys[key] = key.replace(".", "/")  # ParameterDict keys must not hold dots
                 self.trained[self._keys[key]] = nn.Parameter(graph.parameters[key].clone())
         self.scales = {
-            node.layer: weights[node.layer].scale.reshape(-1, *[1] * (graph.parameters[node.weight].ndim - 1)) for node in graph.layers
+            node.layer: weights[node.layer].scale.reshape(-1, *[1] * (graph.parameters[node.weight].ndim - 1))
+            for node in graph.layers
         }
         self.formats = {node.layer: weights[node.layer].format for node in graph.layers}
 
@@ -81,7 +84,9 @@ class QuantizedNetwork(nn.Module):
             elif node.op == "float":
                 value = call_float(node, inputs, self.graph.parameters)
             else:
-                value = compute(node, [inputs[name] for name in node.inputs], self._weight(node), self.parameter(node.bias))
+                value = compute(
+                    node, [inputs[name] for name in node.inputs], self._weight(node), self.parameter(node.bias)
+                )
             stream = self._quantize(node, "stream", value) if "stream" in slots else value
             values[node.name] = {slot: self._quantize(node, slot, stream) for slot in slots if slot != "stream"}
             if "stream" in slots:

@@ -103,15 +103,21 @@ class Graph:
             node = self[node.inputs[0]]
         return node
 
-    def replace(self, nodes: Iterable[Node], parameters: Mapping[str, Tensor] | None = None, output: str | None = None) -> Graph:
-        return Graph(self.name, tuple(nodes), output or self.output, self.parameters if parameters is None else parameters)
+    def replace(
+        self, nodes: Iterable[Node], parameters: Mapping[str, Tensor] | None = None, output: str | None = None
+    ) -> Graph:
+        return Graph(
+            self.name, tuple(nodes), output or self.output, self.parameters if parameters is None else parameters
+        )
 
     @property
     def digest(self) -> str:
         """16 hexadecimal digits of the operations and every parameter's bytes."""
         content = hashlib.sha256()
         for node in self.nodes:
-            content.update(repr((node.name, node.op, node.inputs, node.shape, sorted(node.attributes.items(), key=str))).encode())
+            content.update(
+                repr((node.name, node.op, node.inputs, node.shape, sorted(node.attributes.items(), key=str))).encode()
+            )
         for name in sorted(self.parameters):
             tensor = self.parameters[name].detach().contiguous().cpu()
             content.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())

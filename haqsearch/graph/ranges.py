@@ -33,7 +33,11 @@ class CalibratedRanges:
     def __init__(self, plan: Plan, observers: dict[str, HistogramObserver]) -> None:
         self.plan, self.observers = plan, observers
         self._cache: dict[tuple[str, Format], QParams] = {}
-        streams = [observers[name].mse(STREAM).scale for name, slots in plan.slots.items() if "stream" in slots and name in observers]
+        streams = [
+            observers[name].mse(STREAM).scale
+            for name, slots in plan.slots.items()
+            if "stream" in slots and name in observers
+        ]
         self.unit = min(streams, default=1.0) / _STEPS
 
     def params(self, value: str, format: Format) -> QParams:
@@ -75,7 +79,11 @@ def _rescaled(params: QParams, scale: float) -> QParams:
 def calibrate(graph: Graph, batches: Iterable[Tensor]) -> CalibratedRanges:
     """Observe every value that is quantized anywhere, in one pass. Raises DataError on NaN, infinity or no data."""
     plan = make_plan(graph)
-    observers = {n.name: HistogramObserver(n.name) for n in graph.nodes if n.op not in MOVES and set(plan.slots[n.name]) - {"float"}}
+    observers = {
+        n.name: HistogramObserver(n.name)
+        for n in graph.nodes
+        if n.op not in MOVES and set(plan.slots[n.name]) - {"float"}
+    }
 
     def observe(node: Node, value: Tensor) -> None:
         if node.name in observers:

@@ -116,7 +116,13 @@ def _activations(graph: Graph) -> tuple[ActivationSpec, ...]:
             owner = plan.owner[graph.source(node.name).name] if slot == "layers" else ""
             buffers.append(
                 ActivationSpec(
-                    f"{node.name}:{slot}", prod(node.shape), step[node.name], last_read(node.name, slot), owner, bits[slot], node.name
+                    f"{node.name}:{slot}",
+                    prod(node.shape),
+                    step[node.name],
+                    last_read(node.name, slot),
+                    owner,
+                    bits[slot],
+                    node.name,
                 )
             )
     return tuple(buffers)

@@ -65,7 +65,9 @@ def _check_equal(graph: Graph, model: nn.Module, example: Tensor, name: str) -> 
         try:
             got = run_float(graph, three)
         except RuntimeError as error:
-            raise ModelError(f"{name}: the model fixes its batch size somewhere; derive it from x.shape[0] ({error})") from error
+            raise ModelError(
+                f"{name}: the model fixes its batch size somewhere; derive it from x.shape[0] ({error})"
+            ) from error
     if got.shape != expected.shape or not torch.allclose(got, expected, rtol=_CHECK_TOLERANCE, atol=_CHECK_TOLERANCE):
         raise ModelError(f"{name}: the traced graph does not compute what the model computes; please report this model")
 
@@ -78,7 +80,9 @@ class _Tracer:
         self.parameters: dict[str, Tensor] = {}
         self.nodes: list[Node] = []
         self.alias: dict[str, str] = {}  # fx node -> our node, for operators that do nothing
-        self.constants: dict[fx.Node, Tensor] = {}  # values known without the input: parameters and what is computed from them
+        self.constants: dict[
+            fx.Node, Tensor
+        ] = {}  # values known without the input: parameters and what is computed from them
         self.constant_names: dict[fx.Node, str] = {}
         self.used: dict[str, int] = {}
 
@@ -104,7 +108,9 @@ class _Tracer:
             elif node.op == "output":
                 results = node.args[0] if isinstance(node.args[0], tuple | list) else (node.args[0],)
                 if len(results) != 1 or not isinstance(results[0], fx.Node):
-                    raise ModelError(f"{self.name}: a model with one output tensor is needed, this one gives {len(results)}")
+                    raise ModelError(
+                        f"{self.name}: a model with one output tensor is needed, this one gives {len(results)}"
+                    )
                 output = self.ref(results[0])
             elif node.op != "get_attr":
                 raise ModelError(f"{self.name}: cannot trace {node.op} {node.target}")
@@ -253,13 +259,31 @@ def _conv2d(t: _Tracer, node: fx.Node, x: Any, weight: Any, bias: Any = None, st
     elif padding == "valid":
         padding = 0
     at = {"stride": _two(stride), "padding": _two(padding), "dilation": dilation, "groups": groups}
-    return Node(node.name, "conv2d", (t.ref(x),), t.shape(node), at, t.layer_name(node, weight), t.parameter(weight), t.parameter(bias))
+    return Node(
+        node.name,
+        "conv2d",
+        (t.ref(x),),
+        t.shape(node),
+        at,
+        t.layer_name(node, weight),
+        t.parameter(weight),
+        t.parameter(bias),
+    )
 
 
 def _linear(t: _Tracer, node: fx.Node, x: Any, weight: Any, bias: Any = None) -> Node | None:
     if not t.is_value(x) or weight not in t.constants or (bias is not None and bias not in t.constants):
         return None
-    return Node(node.name, "linear", (t.ref(x),), t.shape(node), {}, t.layer_name(node, weight), t.parameter(weight), t.parameter(bias))
+    return Node(
+        node.name,
+        "linear",
+        (t.ref(x),),
+        t.shape(node),
+        {},
+        t.layer_name(node, weight),
+        t.parameter(weight),
+        t.parameter(bias),
+    )
 
 
 def _batch_norm(t: _Tracer, node: fx.Node, x: Any, gamma: Any, beta: Any, mean: Any, var: Any, training: bool, momentum: float, eps: float, cudnn: bool = True) -> Node | None:  # fmt: skip
@@ -328,7 +352,12 @@ def _avg_pool(t: _Tracer, node: fx.Node, x: Any, kernel: Any, stride: Any = (), 
 def _max_pool(t: _Tracer, node: fx.Node, x: Any, kernel: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, ceil: bool = False) -> Node | None:  # fmt: skip
     if not t.is_value(x) or ceil:
         return None
-    at = {"kernel": _two(kernel), "stride": _two(stride or kernel), "padding": _two(padding), "dilation": _two(dilation)}
+    at = {
+        "kernel": _two(kernel),
+        "stride": _two(stride or kernel),
+        "padding": _two(padding),
+        "dilation": _two(dilation),
+    }
     return Node(node.name, "max_pool2d", (t.ref(x),), t.shape(node), at)
 
 
@@ -341,7 +370,9 @@ def _reshape(t: _Tracer, node: fx.Node, x: Any, *_: Any, **__: Any) -> Node | No
     return Node(node.name, "reshape", (t.ref(x),), new)
 
 
-def _slice(t: _Tracer, node: fx.Node, x: Any, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Node | str | None:
+def _slice(
+    t: _Tracer, node: fx.Node, x: Any, dim: int = 0, start: Any = None, end: Any = None, step: int = 1
+) -> Node | str | None:
     shape = t.shape(x) if t.is_value(x) else None
     if shape is None:
         return None

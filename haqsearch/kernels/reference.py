@@ -36,7 +36,14 @@ def exact_dtype(bound: int, device: torch.device | None = None) -> torch.dtype:
 
 
 def conv2d(
-    x: Tensor, zero_point: int, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int], groups: int, bound: int
+    x: Tensor,
+    zero_point: int,
+    weight: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    bound: int,
 ) -> Tensor:
     """sum over the window of (x - zero_point) * weight, int64 (B, N, OH, OW); padding adds real zeros.
 
@@ -76,7 +83,14 @@ def weighted_sum(inputs: list[Tensor], zero_points: list[int], multipliers: list
 
 
 def epilogue(
-    acc: Tensor, offset: Tensor, multiplier: Tensor, shift: Tensor, zero_point: int, low: int, high: int, dtype: torch.dtype
+    acc: Tensor,
+    offset: Tensor,
+    multiplier: Tensor,
+    shift: Tensor,
+    zero_point: int,
+    low: int,
+    high: int,
+    dtype: torch.dtype,
 ) -> Tensor:
     """clamp(((acc * multiplier + offset) >> shift) + zero_point, low, high) as codes of ``dtype``.
 

@@ -69,7 +69,9 @@ def finetune(
             on_step(step, float(loss.detach()))
     trained = network.trained_graph()
     codes = {
-        node.layer: encode_weight(trained.parameters[node.weight], weights[node.layer].scale, weights[node.layer].format)
+        node.layer: encode_weight(
+            trained.parameters[node.weight], weights[node.layer].scale, weights[node.layer].format
+        )
         for node in trained.layers
     }
     return trained, codes

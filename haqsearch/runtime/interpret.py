@@ -27,7 +27,9 @@ def run_codes(program: IntegerProgram, x: Tensor, backend: ModuleType | None = N
     """Output codes for real inputs ``x`` (B, *input shape). Raises ModelError if ``x`` has another shape or is no float32."""
     expected = program.tensors[program.input].shape
     if x.dtype != torch.float32 or tuple(x.shape[1:]) != expected:
-        raise ModelError(f"{program.name} takes float32 of shape (batch, *{expected}), not {x.dtype} of {tuple(x.shape)}")
+        raise ModelError(
+            f"{program.name} takes float32 of shape (batch, *{expected}), not {x.dtype} of {tuple(x.shape)}"
+        )
     backend = backend or get_backend()
     values: dict[str, Any] = {program.input: x}
     last_reader = {name: i for i, instruction in enumerate(program.instructions) for name in instruction.inputs}

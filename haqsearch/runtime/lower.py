@@ -31,7 +31,9 @@ WeightSource = Callable[[str, Format], QWeight]
 """Integer weights of (layer, format)."""
 
 
-def lower(graph: Graph, policy: Policy, ranges: Ranges, weights: WeightSource, plan: Plan | None = None) -> IntegerProgram:
+def lower(
+    graph: Graph, policy: Policy, ranges: Ranges, weights: WeightSource, plan: Plan | None = None
+) -> IntegerProgram:
     """Integer program of a prepared graph under ``policy``, verified.
 
     Raises ModelError, with the layer's name, if an accumulator could leave int32 or the policy leaves a quantizable layer
@@ -75,7 +77,9 @@ class _Lowering:
         format = self.plan.format(name, slot, self.policy)
         if slot == "layers" and format.is_float:
             owner = self.plan.owner[self.graph.source(name).name]
-            raise ModelError(f"layer {owner!r}: an integer program cannot leave a quantizable layer in float32; give it widths")
+            raise ModelError(
+                f"layer {owner!r}: an integer program cannot leave a quantizable layer in float32; give it widths"
+            )
         return format
 
     def _name(self, name: str, slot: str) -> str:
@@ -115,7 +119,9 @@ class _Lowering:
     def _quantize(self, node: Node) -> None:
         for format in self._formats(node):
             if not format.is_float:
-                self._emit("quantize", f"{node.name}:{format}", [f"{node.name}:float32"], [self._quantized(node, format).name])
+                self._emit(
+                    "quantize", f"{node.name}:{format}", [f"{node.name}:float32"], [self._quantized(node, format).name]
+                )
 
     def _float(self, node: Node) -> None:
         names = {}
@@ -133,7 +139,14 @@ class _Lowering:
         for key in node.parameters - set(node.attributes.get("affine", ())):
             self.constants[key] = self.graph.parameters[key]
         attributes = {key: node.attributes[key] for key in ("target", "arguments", "keywords")}
-        self._emit("float", node.name, list(names.values()), [output], attributes={**attributes, "names": names}, layer=node.layer)
+        self._emit(
+            "float",
+            node.name,
+            list(names.values()),
+            [output],
+            attributes={**attributes, "names": names},
+            layer=node.layer,
+        )
         self._quantize(node)
 
     def _move(self, node: Node) -> None:
@@ -206,7 +219,13 @@ class _Lowering:
         self.constants[f"{node.name}.bias"] = bias.to(torch.int32)
         attributes["bound"] = accumulator_bound(weight.codes, None, x.largest)
         self._emit(
-            node.op, node.name, [x.name], [t.name for t in outputs], attributes=attributes, layer=node.layer, weight_format=weight.format
+            node.op,
+            node.name,
+            [x.name],
+            [t.name for t in outputs],
+            attributes=attributes,
+            layer=node.layer,
+            weight_format=weight.format,
         )
 
     def _tieless(self, node: Node, weight: QWeight, x: TensorInfo, out: TensorInfo) -> Tensor:

@@ -110,7 +110,8 @@ def save_program(program: IntegerProgram, path: Path, metadata: Mapping[str, str
         "output": program.output,
         "tensors": [{**asdict(info), "format": str(info.format)} for info in program.tensors.values()],
         "instructions": [
-            {**asdict(i), "weight_format": str(i.weight_format) if i.weight_format else None} for i in program.instructions
+            {**asdict(i), "weight_format": str(i.weight_format) if i.weight_format else None}
+            for i in program.instructions
         ],
     }
     tensors = {key: value.contiguous() for key, value in program.constants.items()}
@@ -134,18 +135,25 @@ def load_program(path: Path) -> IntegerProgram:
         raise ModelError(f"{path}: holds no integer program; expected the model.safetensors of a finished run")
     content = json.loads(metadata["integer_program"])
     if content.get("schema_version") != SCHEMA_VERSION:
-        raise ModelError(f"{path}: schema_version {content.get('schema_version')!r}, this version reads {SCHEMA_VERSION}")
+        raise ModelError(
+            f"{path}: schema_version {content.get('schema_version')!r}, this version reads {SCHEMA_VERSION}"
+        )
     tensors = {
-        t["name"]: TensorInfo(**{**t, "format": Format.parse(t["format"]), "shape": None if t["shape"] is None else tuple(t["shape"])})
+        t["name"]: TensorInfo(
+            **{**t, "format": Format.parse(t["format"]), "shape": None if t["shape"] is None else tuple(t["shape"])}
+        )
         for t in content["tensors"]
     }
     instructions = tuple(
         Instruction(
-            i["op"], i["name"], tuple(i["inputs"]), tuple(i["outputs"]), i["attributes"], i["layer"],
+            i["op"],
+            i["name"],
+            tuple(i["inputs"]),
+            tuple(i["outputs"]),
+            i["attributes"],
+            i["layer"],
             Format.parse(i["weight_format"]) if i["weight_format"] else None,
         )  # fmt: skip
         for i in content["instructions"]
     )
     return IntegerProgram(content["name"], instructions, tensors, constants, content["input"], content["output"])
-
-

@@ -51,18 +51,32 @@ def _check_formats(program: IntegerProgram, step: Instruction, where: str) -> No
         same = (source.format, source.scale, source.zero_point) == (result.format, result.scale, result.zero_point)
         _require(same, where, "moves codes from one scale to another")
     wants_in, wants_out = expected or (False, False)
-    _require(all(f == wants_in for f in floats_in) and all(f == wants_out for f in floats_out), where, "mixes floats and integers")
+    _require(
+        all(f == wants_in for f in floats_in) and all(f == wants_out for f in floats_out),
+        where,
+        "mixes floats and integers",
+    )
 
 
 def _check_layer(program: IntegerProgram, step: Instruction, where: str) -> None:
     x = program.tensors[step.inputs[0]]
     weight, bias = program.constants[f"{step.name}.weight"], program.constants[f"{step.name}.bias"]
     format = step.weight_format
-    _require(format is not None and weight.dtype == torch.int8 and bias.dtype == torch.int32, where, "weights are not integers")
+    _require(
+        format is not None and weight.dtype == torch.int8 and bias.dtype == torch.int32,
+        where,
+        "weights are not integers",
+    )
     assert format is not None
-    _require(int(weight.min()) >= format.code_min and int(weight.max()) <= format.code_max, where, f"a weight is no {format}")
+    _require(
+        int(weight.min()) >= format.code_min and int(weight.max()) <= format.code_max, where, f"a weight is no {format}"
+    )
     _require(accumulator_bound(weight, bias, x.largest) <= INT32_MAX, where, "an accumulator can leave int32")
-    _require(accumulator_bound(weight, None, x.largest) <= step.attributes["bound"], where, "the accumulator bound is too small")
+    _require(
+        accumulator_bound(weight, None, x.largest) <= step.attributes["bound"],
+        where,
+        "the accumulator bound is too small",
+    )
 
 
 def _check_epilogues(program: IntegerProgram, step: Instruction, where: str) -> None:
@@ -71,7 +85,9 @@ def _check_epilogues(program: IntegerProgram, step: Instruction, where: str) -> 
         offset = program.constants[f"{name}.offset"]
         integers = all(t.dtype == torch.int64 and t.shape == shift.shape for t in (multiplier, shift, offset))
         _require(integers, where, "an epilogue is not in integers")
-        inside = bool((multiplier >= 0).all() and (multiplier < 2**31).all() and (shift >= 1).all() and (shift <= 62).all())
+        inside = bool(
+            (multiplier >= 0).all() and (multiplier < 2**31).all() and (shift >= 1).all() and (shift <= 62).all()
+        )
         _require(inside, where, "a multiplier or shift is out of range")
 
 

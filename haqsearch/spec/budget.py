@@ -32,7 +32,12 @@ METRICS: dict[str, Metric] = {
         Metric("energy_j", "energy of one inference batch", "J", {"J": 1.0, "mJ": 1e-3, "uJ": 1e-6, "nJ": 1e-9}),
         Metric("size_bytes", "bytes of packed weights, biases and scales", "B", _BYTES),
         Metric("peak_activation_bytes", "largest sum of live activation buffers of one sample", "B", _BYTES),
-        Metric("bops", "bit operations of one sample: sum of macs * w * a", "", {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}),
+        Metric(
+            "bops",
+            "bit operations of one sample: sum of macs * w * a",
+            "",
+            {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12},
+        ),
     )
 }
 
@@ -88,7 +93,9 @@ class Budget:
         metric = METRICS[name]
         if baseline:
             if baseline != "int8":
-                raise BudgetError(f"budget {text!r}: a limit is relative to int8 (all layers at 8/8), not to {baseline!r}")
+                raise BudgetError(
+                    f"budget {text!r}: a limit is relative to int8 (all layers at 8/8), not to {baseline!r}"
+                )
             return cls(name, value, "int8", text.strip())
         if unit not in metric.units:
             units = ", ".join(repr(u) if u else "no unit" for u in metric.units)
@@ -105,4 +112,6 @@ class Budget:
 def violation(costs: Mapping[str, float], limits: tuple[Limit, ...]) -> float:
     """Sum over the limits of the fraction by which each is exceeded; 0.0 exactly when every limit is met."""
     # One ulp over the limit can divide to exactly 1.0; the floor keeps "0.0 exactly when every limit is met" true.
-    return sum(max(float_info.epsilon, costs[limit.metric] / limit.value - 1.0) for limit in limits if not limit.met(costs))
+    return sum(
+        max(float_info.epsilon, costs[limit.metric] / limit.value - 1.0) for limit in limits if not limit.met(costs)
+    )

@@ -33,5 +33,6 @@ def hypervolume(points: Sequence[Point], reference: Point) -> float:
     inside.sort(key=lambda p: p[-1])
     heights = [p[-1] for p in inside] + [reference[-1]]
     return sum(
-        (heights[i + 1] - heights[i]) * hypervolume([p[:-1] for p in inside[: i + 1]], reference[:-1]) for i in range(len(inside))
+        (heights[i + 1] - heights[i]) * hypervolume([p[:-1] for p in inside[: i + 1]], reference[:-1])
+        for i in range(len(inside))
     )

@@ -84,11 +84,14 @@ class Policy(Mapping[str, Choice]):
     def uniform(cls, model: ModelSpec, choice: Choice, fixed: Mapping[str, Choice] | None = None) -> Policy:
         """Every quantizable layer at ``choice``, ``fixed`` layers at theirs, the others in float32."""
         fixed = fixed or {}
-        return cls({layer.name: fixed.get(layer.name, choice) if layer.quantizable else FLOAT_CHOICE for layer in model})
+        return cls(
+            {layer.name: fixed.get(layer.name, choice) if layer.quantizable else FLOAT_CHOICE for layer in model}
+        )
 
     def _layers_json(self) -> dict[str, dict[str, str]]:
         return {
-            name: {"weight": str(choice.weight), "activation": str(choice.activation)} for name, choice in self.choices.items()
+            name: {"weight": str(choice.weight), "activation": str(choice.activation)}
+            for name, choice in self.choices.items()
         }
 
     def to_json(self, **provenance: Any) -> dict[str, Any]:
@@ -101,7 +104,9 @@ class Policy(Mapping[str, Choice]):
         if not isinstance(data, dict) or not isinstance(data.get("layers"), dict):
             raise PolicyError(f'{where}: no "layers" object; a policy file is what a run writes as policy.json')
         if data.get("schema_version") != SCHEMA_VERSION:
-            raise PolicyError(f"{where}: schema_version is {data.get('schema_version')!r}, this version reads {SCHEMA_VERSION}")
+            raise PolicyError(
+                f"{where}: schema_version is {data.get('schema_version')!r}, this version reads {SCHEMA_VERSION}"
+            )
         choices = {}
         for name, entry in data["layers"].items():
             if not isinstance(entry, dict) or set(entry) != {"weight", "activation"}:
@@ -126,13 +131,19 @@ class Policy(Mapping[str, Choice]):
         for layer in model:
             choice = self.choices[layer.name]
             if not layer.quantizable and choice != FLOAT_CHOICE:
-                raise PolicyError(f"{where}: layer {layer.name!r} stays in float32 ({layer.reason}); write float32 for it")
+                raise PolicyError(
+                    f"{where}: layer {layer.name!r} stays in float32 ({layer.reason}); write float32 for it"
+                )
             if layer.quantizable and choice.weight.is_float != choice.activation.is_float:
-                raise PolicyError(f"{where}: layer {layer.name!r}: weights and activation are both float32 or both integers")
+                raise PolicyError(
+                    f"{where}: layer {layer.name!r}: weights and activation are both float32 or both integers"
+                )
         for tie, members in model.ties.items():
             formats = {self.choices[name].activation for name in members}
             if len(formats) > 1:
-                raise PolicyError(f"{where}: layers {', '.join(members)} read the same tensor {tie!r}: one activation format, please")
+                raise PolicyError(
+                    f"{where}: layers {', '.join(members)} read the same tensor {tie!r}: one activation format, please"
+                )
         return Policy({name: self.choices[name] for name in names})
 
 

@@ -88,7 +88,9 @@ class SearchSpace:
                 free = [v for v in self.variables if len(v.candidates) > 1]
                 if all(want[v.role] in v.candidates for v in free):
                     found[
-                        self.policy([v.candidates.index(want[v.role]) if len(v.candidates) > 1 else 0 for v in self.variables])  # type: ignore[arg-type]
+                        self.policy(
+                            [v.candidates.index(want[v.role]) if len(v.candidates) > 1 else 0 for v in self.variables]
+                        )  # type: ignore[arg-type]
                     ] = None
         return list(found)
 
@@ -131,11 +133,15 @@ class SearchSpace:
             seen.add(tie)
             shared = [f for f in allowed[layer.name][1] if all(f in allowed[name][1] for name in ties[tie])]
             if not shared:
-                raise PolicyError(f"layers {', '.join(ties[tie])} share one activation format, but have no candidate in common")
+                raise PolicyError(
+                    f"layers {', '.join(ties[tie])} share one activation format, but have no candidate in common"
+                )
             if len(ties[tie]) > 1:
                 for name in ties[tie]:
                     if lost := [str(f) for f in allowed[name][1] if f not in shared]:
-                        removed.append(f"{name}: {', '.join(lost)} activations, because it shares its input with {', '.join(ties[tie])}")
+                        removed.append(
+                            f"{name}: {', '.join(lost)} activations, because it shares its input with {', '.join(ties[tie])}"
+                        )
             variables.append(Variable(f"{layer.name}.activation", "activation", ties[tie], tuple(shared)))
         return cls(model, tuple(variables), tuple(removed))
 
@@ -162,7 +168,9 @@ def _legal(
         raise PolicyError(f"{device} supports none of the pairs asked for in layer {layer.name!r} ({asked})")
     if any((w, a) not in legal for w in w_kept for a in a_kept):
         pairs = ", ".join(str(Choice(w, a)) for w, a in sorted(legal))
-        raise PolicyError(f"{device} supports only the pairs {pairs} in layer {layer.name!r}: choose weight_bits and activation_bits so that every pair is among them")
+        raise PolicyError(
+            f"{device} supports only the pairs {pairs} in layer {layer.name!r}: choose weight_bits and activation_bits so that every pair is among them"
+        )
     if lost := [str(f) for f in [*weights, *activations] if f not in w_kept and f not in a_kept]:
         removed.append(f"{layer.name}: {', '.join(lost)}, which {device} does not support")
     return w_kept, a_kept

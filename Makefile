@@ -1,0 +1,39 @@
+# make search   a search from nothing: environment, installation, search, report
+# make test     lint, types and tests, in an environment of their own making
+# make test-all the slow tests too
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
+
+.PHONY: search test test-all lint clean
+
+search: $(VENV)/.installed
+	$(BIN)/haqsearch run searches/digits-bismo-edge.toml
+	@echo "Open results/digits-bismo-edge/report.html in a browser."
+
+test: $(VENV)/.installed-dev lint
+	$(BIN)/python -m pytest
+
+test-all: $(VENV)/.installed-dev lint
+	$(BIN)/python -m pytest -m ''
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy haqsearch hwmodels
+
+# torch first and by version: without one, pip may choose a build with gigabytes of CUDA libraries.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -c constraints.txt torch
+	$(PIP) install -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed tests/install-browser.sh
+	$(PIP) install -c constraints.txt -e '.[dev]'
+	sh tests/install-browser.sh
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,75 @@
+"""haqsearch cost: what a policy costs on a device, layer by layer."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Optional
+
+import typer
+
+from haqsearch.cli.options import AsJson, DataRoot, Overrides, PolicyText, RecipePath, assemble, results_folder
+
+
+def command(
+    recipe: RecipePath,
+    policy: PolicyText = "uniform:w8a8",
+    hardware: Annotated[
+        Optional[str], typer.Option("--hardware", metavar="H", help="Device name or TOML file (default: the recipe's).")
+    ] = None,  # noqa: UP045
+    set_: Overrides = None,
+    data_root: DataRoot = None,
+    json: AsJson = False,
+) -> None:
+    """Cost of a policy on a device, in total and by layer, with what bounds each layer."""
+    from haqsearch.cli.assemble import check_policy_widths, load_policy
+
+    overrides = [*(set_ or []), *([f'hardware="{hardware}"'] if hardware else [])]
+    assembly = assemble(recipe, overrides, data_root, results_folder(recipe))
+    chosen = load_policy(policy, assembly)
+    check_policy_widths(chosen, assembly)
+    costs, int8 = assembly.meter.costs(chosen), assembly.meter.int8()
+    layers = [
+        {"layer": layer.name, "choice": str(chosen[layer.name]), "bound": cost.bound, **cost.values}
+        for layer, cost in assembly.meter.layer_costs(chosen)
+    ]
+    device: dict[str, Any] = {"name": assembly.device.name, "batch": assembly.device.default_batch}
+    if json:
+        from json import dumps
+
+        print(
+            dumps(
+                {
+                    "hardware": device,
+                    "policy_digest": chosen.digest,
+                    "metrics": costs,
+                    "int8_metrics": int8,
+                    "layers": layers,
+                },
+                indent=2,
+            )
+        )
+        return
+    _print(device, costs, int8, layers)
+
+
+def _print(
+    device: dict[str, Any], costs: dict[str, float], int8: dict[str, float], layers: list[dict[str, Any]]
+) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from hwmodels.meter import quantity
+
+    console = Console(highlight=False)
+    names = [name for name in costs if name in layers[0]]
+    table = Table(title=f"{device['name']}, batch {device['batch']}")
+    table.add_column("layer", overflow="fold")
+    table.add_column("bits")
+    for name in names:
+        table.add_column(name.rsplit("_", 1)[0], justify="right")
+    table.add_column("bound by")
+    for layer in layers:
+        table.add_row(layer["layer"], layer["choice"], *[quantity(name, layer[name]) for name in names], layer["bound"])
+    console.print(table)
+    for name, value in costs.items():
+        share = f" ({value / int8[name]:.3f} of int8)" if int8[name] else ""
+        console.print(f"{name}: {quantity(name, value)}{share}")

@@ -1,0 +1,376 @@
+"""What ``haqsearch run`` does, stage by stage. Every stage can be killed and is taken up where it was."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import haqsearch
+from haqsearch.cli.assemble import Assembly
+from haqsearch.config import to_toml
+from haqsearch.errors import SearchError
+from haqsearch.files import replacing, write_json_atomic, write_text_atomic
+from haqsearch.spec import OBJECTIVES, Choice, Evaluation, Policy
+
+if TYPE_CHECKING:
+    from haqsearch.evaluate import Prepared
+    from haqsearch.evaluate.metrics import Scores
+    from haqsearch.runtime import IntegerProgram
+    from haqsearch.search.loop import Event, Summary
+    from haqsearch.search.records import Record
+
+SCHEMA_VERSION = 1
+
+
+class Clock:
+    """Seconds spent in each stage, added up over restarts in ``seconds.json``."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "seconds.json"
+        self.seconds: dict[str, float] = {}
+        if self.path.is_file():
+            self.seconds = json.loads(self.path.read_text(encoding="utf-8"))
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        self.name, self.before, self.start = name, self.seconds.get(name, 0.0), time.perf_counter()
+        self.written = self.start
+        yield
+        self._write()
+
+    def tick(self) -> None:
+        """Write down the time of the stage under way, once a second; a killed process loses only what came after."""
+        if time.perf_counter() - self.written >= 1.0:
+            self._write()
+
+    def _write(self) -> None:
+        self.written = time.perf_counter()
+        self.seconds[self.name] = round(self.before + self.written - self.start, 3)
+        write_json_atomic(self.path, self.seconds)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A policy that may win: its integer program and its score on the search split."""
+
+    policy: Policy
+    program: IntegerProgram
+    evaluation: Evaluation
+
+
+@dataclass
+class Run:
+    """One run in its folder. ``on_event`` hears of evaluations, ``say`` of stages."""
+
+    assembly: Assembly
+    folder: Path
+    workers: int
+    say: Callable[[str], None]
+    on_event: Callable[[Event], None] = lambda event: None
+    clock: Clock = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.clock = Clock(self.folder)
+
+    def __call__(self) -> dict[str, Any]:
+        """Do everything; the summary that is also in ``summary.json``."""
+        self._threads()
+        with self.clock.stage("prepare"):
+            self._prepare()
+        with self.clock.stage("search"):
+            records, summary = self._search()
+        if summary.exhausted:
+            self.say(f"search ended early: {summary.exhausted}")
+        winners = self._feasible(records)
+        with self.clock.stage("qat"):
+            candidates = self._finetune(winners[: self.assembly.recipe.qat.candidates])
+        with self.clock.stage("report"):
+            return self._finish(records, winners, candidates)
+
+    # -- stages ---------------------------------------------------------------------------------------------------
+
+    def _threads(self) -> None:
+        import torch
+
+        torch.set_num_threads(os.cpu_count() or 1)
+
+    def _prepare(self) -> None:
+        """Model, data, trace, calibration, device, budget: what can be wrong is found here, before anything is searched."""
+        from haqsearch.search.storage import open_study
+
+        a, recipe = self.assembly, self.assembly.recipe
+        self.say(
+            f"{recipe.data}: {len(a.splits.train[0])} train, {len(a.splits.search[0])} search, {len(a.splits.report[0])} report samples"
+        )
+        if not recipe.weights:
+            self.say(f"{a.model_name}: training the float network")
+        spec = a.prepared.spec
+        self.say(
+            f"{a.model_name}: {len(spec)} layers, {sum(layer.macs for layer in spec) / 1e6:.2f} M MACs, {a.space.size:.2e} policies"
+        )
+        for sentence in a.space.removed:
+            self.say(f"  removed from the search space: {sentence}")
+        a.meter.check_reachable(a.space, a.limits)
+        where = recipe.storage or self.folder
+        self.study = open_study(where, self.folder.name, f"{recipe.digest}-{a.weights_digest}-{a.device.digest}")
+        write_text_atomic(self.folder / "recipe.toml", to_toml(recipe))
+
+    def _search(self) -> tuple[list[Record], Summary]:
+        from haqsearch.agents import build_agent
+        from haqsearch.search.loop import run_search
+        from haqsearch.search.pool import Pool, SerialPool
+        from haqsearch.search.records import read_records, write_pareto, write_trials
+
+        a, recipe = self.assembly, self.assembly.recipe
+        agent = build_agent(recipe.agent, a.problem, recipe.seed, recipe.max_evaluations)
+        pool: Pool
+        if self.workers:
+            from haqsearch.search.ray_pool import RayPool
+
+            threads = max((os.cpu_count() or 1) // self.workers, 1)
+            pool = RayPool("haqsearch.cli.assemble:worker_evaluator", a.to_config(threads), self.workers, threads)
+        else:
+            pool = SerialPool(a.evaluator.evaluate)
+
+        def on_event(event: Event) -> None:
+            self.clock.tick()
+            self.on_event(event)
+
+        try:
+            summary = run_search(a.problem, agent, pool, self.study, recipe.max_evaluations, on_event)
+        finally:
+            pool.close()
+        records = read_records(self.study)
+        write_trials(self.folder / "trials.parquet", records)
+        metrics = list(dict.fromkeys(limit.metric for limit in a.limits))
+        write_pareto(self.folder / "pareto.json", records, a.problem.objective, metrics)
+        return records, summary
+
+    def _feasible(self, records: list[Record]) -> list[Record]:
+        """Feasible records, best score first."""
+        found = sorted((r for r in records if r.feasible), key=lambda r: (-(r.score or 0.0), r.number))
+        if not found:
+            raise SearchError("no evaluated policy is inside the budget; look at trials.parquet for what was tried")
+        return found
+
+    def _finetune(self, chosen: list[Record]) -> list[Candidate]:
+        """Fine-tune the chosen policies; a finished one is kept in ``qat/`` and not trained again."""
+        from haqsearch.qat import FinetuneSettings, finetune
+        from haqsearch.quant import QWeight
+
+        a, qat = self.assembly, self.assembly.recipe.qat
+        settings = FinetuneSettings(qat.steps, qat.batch, qat.learning_rate, a.recipe.seed)
+        trained = []
+        for number, record in enumerate(chosen, 1):
+            policy, prepared = record.policy, a.prepared
+            file = self.folder / "qat" / f"{policy.digest}-{qat.steps}-{qat.batch}-{qat.learning_rate}.safetensors"
+            weights: dict[str, QWeight] = {
+                node.layer: prepared.weight(node.layer, policy[node.layer].weight) for node in prepared.graph.layers
+            }
+            start = time.perf_counter()
+            if file.is_file():
+                graph, codes = _load_trained(file, prepared, weights)
+            else:
+                self.say(f"fine-tuning {number} of {len(chosen)}: {policy.digest}, {qat.steps} steps")
+                graph, codes = finetune(
+                    prepared.graph,
+                    prepared.plan,
+                    policy,
+                    prepared.ranges,
+                    weights,
+                    a.splits,
+                    settings,
+                    lambda *_: self.clock.tick(),
+                )
+                _save_trained(file, graph)
+            tuned = prepared.with_weights(graph, {(layer, w.format): w for layer, w in codes.items()})
+            program = tuned.lower(policy)
+            scores = a.evaluator.score(program, "search")
+            seconds = time.perf_counter() - start
+            trained.append(
+                Candidate(policy, program, a.evaluator.evaluation(policy, scores, "qat", seconds, settings.seed))
+            )
+        return trained
+
+    # -- outcome --------------------------------------------------------------------------------------------------
+
+    def _finish(self, records: list[Record], winners: list[Record], trained: list[Candidate]) -> dict[str, Any]:
+        from haqsearch.export import exporter
+        from haqsearch.report import write_report
+        from haqsearch.runtime import save_program
+
+        a = self.assembly
+        objective = OBJECTIVES[a.recipe.objective]
+        first = winners[0]
+        untrained = Candidate(first.policy, a.prepared.lower(first.policy), first.evaluation)
+        best = max([untrained, *trained], key=lambda c: objective.score(c.evaluation))
+        self.say("scoring the winner on the report split")
+        scores = a.evaluator.score(best.program, "report")
+        summary = self._summary(records, best, scores)
+        provenance = {"haqsearch.policy_digest": best.policy.digest, "haqsearch.version": haqsearch.__version__}
+        save_program(best.program, self.folder / "model.safetensors", provenance)
+        write_json_atomic(self.folder / "policy.json", self._policy_json(best))
+        notes = []
+        try:
+            exporter("onnx")(best.program, self.folder / "model.onnx", provenance)
+        except haqsearch.HaqError as error:  # a float region; everything else is still worth having
+            notes.append(f"no model.onnx: {error}")
+            self.say(notes[-1])
+        write_json_atomic(self.folder / "environment.json", environment())
+        summary["seconds"] = dict(self.clock.seconds)
+        summary["notes"] += notes
+        write_json_atomic(self.folder / "summary.json", summary)
+        write_report(self.folder)
+        return summary
+
+    def _summary(self, records: list[Record], best: Candidate, scores: Scores) -> dict[str, Any]:
+        a, recipe = self.assembly, self.assembly.recipe
+        costs = a.meter.costs(best.policy)
+        splits = a.splits
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "name": self.folder.name,
+            "model": a.model_name,
+            "data": recipe.data,
+            "hardware": {"name": a.device.name, "summary": a.device.summary, "batch": a.device.default_batch},
+            "agent": recipe.agent,
+            "objective": recipe.objective,
+            "seed": recipe.seed,
+            "float_accuracy": a.evaluator.float_scores("report").accuracy,
+            "accuracy": scores.accuracy,
+            "loss": scores.loss,
+            "kl": scores.kl,
+            "int8_accuracy": self._int8_accuracy(),
+            "uniform": self._uniform(records),
+            "feasible": all(limit.met(costs) for limit in a.limits),
+            "metrics": costs,
+            "int8_metrics": a.meter.int8(),
+            "budget": [
+                {
+                    "metric": limit.metric,
+                    "limit": limit.value,
+                    "value": costs[limit.metric],
+                    "met": limit.met(costs),
+                    "text": limit.text,
+                }
+                for limit in a.limits
+            ],
+            "evaluations": sum(r.score is not None for r in records),
+            "feasible_evaluations": sum(r.feasible for r in records),
+            "seconds": {},
+            "policy_digest": best.policy.digest,
+            "fidelity": best.evaluation.fidelity,
+            "splits": {name: len(getattr(splits, name)[0]) for name in ("calibrate", "search", "report")},
+            "notes": list(a.space.removed),
+        }
+
+    def _int8_accuracy(self) -> float | None:
+        """Report accuracy of all layers at 8/8, where the device and the kernels allow it."""
+        a = self.assembly
+        int8 = Policy.uniform(a.prepared.spec, Choice.parse("w8a8"))
+        return a.evaluator.score(a.prepared.lower(int8), "report").accuracy
+
+    def _uniform(self, records: list[Record]) -> dict[str, Any] | None:
+        """The baseline: the best single width pair inside the budget, chosen on the search split, reported like the winner."""
+        from haqsearch.search.records import best_of
+
+        best = best_of([r for r in records if r.source == "uniform"])
+        if best is None:
+            return None
+        a = self.assembly
+        free = [v for v in a.space.variables if len(v.candidates) > 1]
+        pair = str(best.policy[free[0].layers[0]]) if free else "fixed"
+        scores = a.evaluator.score(a.prepared.lower(best.policy), "report")
+        return {"policy": pair, "accuracy": scores.accuracy, "kl": scores.kl, "metrics": dict(best.evaluation.metrics)}
+
+    def _policy_json(self, best: Candidate) -> dict[str, Any]:
+        a = self.assembly
+        pinned = {
+            layer for v in a.space.variables if v.role == "weight" and len(v.candidates) == 1 for layer in v.layers
+        }
+        layer_costs = [
+            {
+                "layer": layer.name,
+                "op": layer.op,
+                "in_shape": layer.in_shape,
+                "weight_shape": layer.weight_shape,
+                "out_shape": layer.out_shape,
+                "macs": layer.macs,
+                "pinned": layer.name in pinned or not layer.quantizable,
+                "bound": cost.bound,
+                **cost.values,
+            }
+            for layer, cost in a.meter.layer_costs(best.policy)
+        ]
+        return best.policy.to_json(
+            model=a.model_name,
+            model_digest=a.prepared.spec.digest,
+            weights_digest=a.weights_digest,
+            hardware={"name": a.device.name, "digest": a.device.digest, "batch": a.device.default_batch},
+            fidelity=best.evaluation.fidelity,
+            costs=a.meter.costs(best.policy),
+            layer_costs=layer_costs,
+        )
+
+
+def _save_trained(file: Path, graph: Any) -> None:
+    from safetensors.torch import save_file
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    keys = {key for node in graph.layers for key in (node.weight, node.bias) if key}
+    with replacing(file) as temporary:
+        save_file({key: graph.parameters[key].contiguous() for key in keys}, str(temporary))
+
+
+def _load_trained(file: Path, prepared: Prepared, weights: Any) -> Any:
+    from safetensors.torch import load_file
+
+    from haqsearch.quant.weights import encode_weight
+
+    graph = prepared.graph.replace(prepared.graph.nodes, {**prepared.graph.parameters, **load_file(str(file))})
+    codes = {
+        node.layer: encode_weight(graph.parameters[node.weight], weights[node.layer].scale, weights[node.layer].format)
+        for node in graph.layers
+    }
+    return graph, codes
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine and commit: what a figure needs beside it to be believed."""
+    packages = {}
+    for name in ("torch", "numpy", "optuna", "ray", "onnx", "scikit-learn"):
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            packages[name] = "absent"
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+        cwd=Path(__file__).parent, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return {
+        "haqsearch": haqsearch.__version__,
+        "commit": commit.stdout.strip() or "unknown",
+        "python": platform.python_version(),
+        **packages,
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

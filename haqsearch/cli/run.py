@@ -1,0 +1,55 @@
+"""haqsearch run: search, fine-tune, report, export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from haqsearch.cli.options import DataRoot, Overrides, RecipePath, assemble, results_folder
+
+
+def command(
+    recipe: RecipePath,
+    out: Annotated[
+        Optional[Path], typer.Option("--out", metavar="DIR", help="Run folder (default: results/NAME).")
+    ] = None,  # noqa: UP045
+    set_: Overrides = None,
+    workers: Annotated[int, typer.Option("--workers", min=0, metavar="N", help="Ray workers; 0: in this process.")] = 0,
+    data_root: DataRoot = None,
+) -> None:
+    """Search the best policy inside the budget. Killed at any moment, the same command goes on."""
+    from haqsearch.cli.pipeline import Run
+    from haqsearch.cli.progress import Progress
+    from haqsearch.search.storage import exclusive
+
+    folder = out or results_folder(recipe)
+    assembly = assemble(recipe, set_, data_root, folder)
+    with exclusive(folder), Progress(assembly.recipe.max_evaluations) as progress:
+        summary = Run(assembly, folder, workers, progress.say, progress.on_event)()
+    _print(summary, folder)
+    if not summary["feasible"]:
+        raise typer.Exit(1)
+
+
+def _print(summary: dict[str, Any], folder: Path) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(
+        f"\naccuracy [bold]{summary['accuracy']:.2%}[/bold] on the report split; float {summary['float_accuracy']:.2%}"
+        + (f", 8 bits {summary['int8_accuracy']:.2%}" if summary["int8_accuracy"] is not None else "")
+        + (
+            f", uniform {summary['uniform']['policy']} {summary['uniform']['accuracy']:.2%}"
+            if summary["uniform"]
+            else ""
+        )
+    )
+    for budget in summary["budget"]:
+        met = "met" if budget["met"] else "[red]exceeded[/red]"
+        share = budget["value"] / summary["int8_metrics"][budget["metric"]]
+        console.print(f"{budget['metric']} {budget['value']:.6g} ({share:.3f} of int8); budget {budget['text']}: {met}")
+    times = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in summary["seconds"].items())
+    console.print(f"{summary['evaluations']} evaluations; {times}")
+    console.print(f"report: {folder / 'report.html'}")
