@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from haqsearch.agents import Problem
     from haqsearch.data import DataSet, Splits
     from haqsearch.evaluate import Evaluator, Prepared
-    from hwmodels.base import HardwareModel, Meter
+    from hwmodels import HardwareModel, Meter
 
 FLOAT_FILE = "float.safetensors"
 
@@ -205,7 +205,7 @@ class Assembly:
         return found
 
     def find(self, name: str) -> Path:
-        """A file by its path from here, from the recipe's folder, or under a data root. DataError says where it was looked for."""
+        """A file by its path from here, from the recipe's folder, or under a data root; DataError if it is in none."""
         places = [Path(), self.base, *self.roots]
         for place in places:
             if (place / name).is_file():
@@ -253,7 +253,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
     try:
         if path.suffix == ".safetensors":
-            state = load_file(str(path))
+            state: Any = load_file(str(path))
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
             state = state.get("state_dict", state) if isinstance(state, dict) else state

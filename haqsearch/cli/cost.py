@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -13,8 +13,8 @@ def command(
     recipe: RecipePath,
     policy: PolicyText = "uniform:w8a8",
     hardware: Annotated[
-        Optional[str], typer.Option("--hardware", metavar="H", help="Device name or TOML file (default: the recipe's).")
-    ] = None,  # noqa: UP045
+        str | None, typer.Option("--hardware", metavar="H", help="Device name or TOML file (default: the recipe's).")
+    ] = None,
     set_: Overrides = None,
     data_root: DataRoot = None,
     json: AsJson = False,
@@ -62,7 +62,7 @@ def _print(
     console = Console(highlight=False)
     names = [name for name in costs if name in layers[0]]
     table = Table(title=f"{device['name']}, batch {device['batch']}")
-    table.add_column("layer", overflow="fold")
+    table.add_column("layer", no_wrap=True)
     table.add_column("bits")
     for name in names:
         table.add_column(name.rsplit("_", 1)[0], justify="right")

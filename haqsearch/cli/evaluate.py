@@ -29,9 +29,15 @@ def command(
         from json import dumps
 
         content = {
-            "policy_digest": chosen.digest, "accuracy": scores.accuracy, "loss": scores.loss, "kl": scores.kl,
-            "float_accuracy": reference.accuracy, "samples": scores.samples, "metrics": costs, "seconds": seconds,
-        }  # fmt: skip
+            "policy_digest": chosen.digest,
+            "accuracy": scores.accuracy,
+            "loss": scores.loss,
+            "kl": scores.kl,
+            "float_accuracy": reference.accuracy,
+            "samples": scores.samples,
+            "metrics": costs,
+            "seconds": seconds,
+        }
         print(dumps(content, indent=2))
         return
     print(

@@ -15,8 +15,8 @@ def command(recipe: RecipePath, set_: Overrides = None, data_root: DataRoot = No
     candidates: dict[str, dict[str, str]] = {}
     for variable in space.variables:
         text = ", ".join(str(format) for format in variable.candidates)
-        for layer in variable.layers:
-            candidates.setdefault(layer, {})[variable.role] = text
+        for name in variable.layers:
+            candidates.setdefault(name, {})[variable.role] = text
     if json:
         from dataclasses import asdict
         from json import dumps
@@ -30,7 +30,8 @@ def command(recipe: RecipePath, set_: Overrides = None, data_root: DataRoot = No
         return
     console = Console(highlight=False)
     table = Table(title=f"{spec.name}, input {_shape(spec.input_shape)}")
-    for name in ("layer", "op", "in", "out"):
+    table.add_column("layer", no_wrap=True)
+    for name in ("op", "in", "out"):
         table.add_column(name, overflow="fold")
     for name in ("weights", "MACs"):
         table.add_column(name, justify="right")

@@ -108,15 +108,13 @@ class Run:
         from haqsearch.search.storage import open_study
 
         a, recipe = self.assembly, self.assembly.recipe
-        self.say(
-            f"{recipe.data}: {len(a.splits.train[0])} train, {len(a.splits.search[0])} search, {len(a.splits.report[0])} report samples"
-        )
+        sizes = ", ".join(f"{len(getattr(a.splits, name)[0])} {name}" for name in ("train", "search", "report"))
+        self.say(f"{recipe.data}: {sizes} samples")
         if not recipe.weights:
             self.say(f"{a.model_name}: training the float network")
         spec = a.prepared.spec
-        self.say(
-            f"{a.model_name}: {len(spec)} layers, {sum(layer.macs for layer in spec) / 1e6:.2f} M MACs, {a.space.size:.2e} policies"
-        )
+        macs = sum(layer.macs for layer in spec)
+        self.say(f"{a.model_name}: {len(spec)} layers, {macs / 1e6:.2f} M MACs, {a.space.size:.2e} policies")
         for sentence in a.space.removed:
             self.say(f"  removed from the search space: {sentence}")
         a.meter.check_reachable(a.space, a.limits)
@@ -354,8 +352,11 @@ def environment() -> dict[str, Any]:
             packages[name] = "absent"
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        cwd=Path(__file__).parent, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     return {
         "haqsearch": haqsearch.__version__,
         "commit": commit.stdout.strip() or "unknown",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -13,8 +13,8 @@ from haqsearch.cli.options import DataRoot, Overrides, RecipePath, assemble, res
 def command(
     recipe: RecipePath,
     out: Annotated[
-        Optional[Path], typer.Option("--out", metavar="DIR", help="Run folder (default: results/NAME).")
-    ] = None,  # noqa: UP045
+        Path | None, typer.Option("--out", metavar="DIR", help="Run folder (default: results/NAME).")
+    ] = None,
     set_: Overrides = None,
     workers: Annotated[int, typer.Option("--workers", min=0, metavar="N", help="Ray workers; 0: in this process.")] = 0,
     data_root: DataRoot = None,

@@ -63,31 +63,28 @@ def split(data: DataSet, calibrate: int, search: int, report: int | None, seed: 
     ``report`` None: the whole test part, or a quarter of the samples. Raises DataError if a split would be empty or too large.
     """
     order = torch.randperm(len(data.inputs), generator=torch.Generator().manual_seed(seed))
-    has_test = data.test_inputs is not None and data.test_labels is not None
+    test = (
+        (data.test_inputs, data.test_labels) if data.test_inputs is not None and data.test_labels is not None else None
+    )
     if report is None:
-        report = len(data.test_inputs) if has_test else len(order) // 4  # type: ignore[arg-type]
+        report = len(order) // 4 if test is None else len(test[0])
     sizes = {"calibrate": calibrate, "search": search, "report": report}
     for name, size in sizes.items():
         if size < 1:
             raise DataError(f"split.{name} is {size}: every split needs at least one sample")
-    needed = calibrate + search + (0 if has_test else report)
+    needed = calibrate + search + (report if test is None else 0)
     if needed > len(order):
         raise DataError(
             f"data set {data.name} has {len(order)} samples, the splits ask for {needed}: make them smaller"
         )
-    if has_test and report > len(data.test_inputs):  # type: ignore[arg-type]
-        raise DataError(
-            f"data set {data.name} has {len(data.test_inputs)} test samples, split.report asks for {report}"
-        )  # type: ignore[arg-type]
-    cuts = [search] if has_test else [search, report]
+    if test is not None and report > len(test[0]):
+        raise DataError(f"data set {data.name} has {len(test[0])} test samples, split.report asks for {report}")
+    cuts = [search, report] if test is None else [search]
     parts = torch.split(order, [*cuts, len(order) - sum(cuts)])
 
     def take(indices: Tensor) -> tuple[Tensor, Tensor]:
         return data.inputs[indices], data.labels[indices]
 
     train = take(parts[-1])
-    if has_test:
-        tests = (data.test_inputs[:report], data.test_labels[:report])  # type: ignore[index]
-    else:
-        tests = take(parts[1])
-    return Splits(train, (train[0][:calibrate], train[1][:calibrate]), take(parts[0]), tests, data.augment)
+    reported = take(parts[1]) if test is None else (test[0][:report], test[1][:report])
+    return Splits(train, (train[0][:calibrate], train[1][:calibrate]), take(parts[0]), reported, data.augment)

@@ -31,4 +31,4 @@ def exporter(name: str) -> Exporter:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ExportError(f"no export format {name!r}; known: {', '.join(EXPORTERS)}{hint}")
     module, _, attribute = EXPORTERS[name].partition(":")
-    return getattr(import_module(module), attribute)  # type: ignore[no-any-return]
+    return getattr(import_module(module), attribute)

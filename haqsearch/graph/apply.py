@@ -76,7 +76,7 @@ class QuantizedNetwork(nn.Module):
             slots = self.plan.slots[node.name]
             if node.op in MOVES:
                 source = values[node.inputs[0]]
-                values[node.name] = {slot: compute(node, [source[slot]], None, None) for slot in slots}
+                values[node.name] = {slot: compute(node, [source[slot]]) for slot in slots}
                 continue
             inputs = {name: values[name][self.plan.slot(node, name)] for name in node.inputs}
             if node.op == "input":
@@ -92,7 +92,7 @@ class QuantizedNetwork(nn.Module):
             if "stream" in slots:
                 values[node.name]["stream"] = stream
         slot = self.plan.slots[self.graph.output][-1]
-        return values[self.graph.output][slot]  # type: ignore[no-any-return]
+        return values[self.graph.output][slot]
 
     def _quantize(self, node: Node, slot: str, value: Any) -> Any:
         format = self.plan.format(node.name, slot, self.policy)

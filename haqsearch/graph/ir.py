@@ -76,7 +76,7 @@ class Graph:
         object.__setattr__(self, "_index", {node.name: node for node in self.nodes})
 
     def __getitem__(self, name: str) -> Node:
-        return self._index[name]  # type: ignore[attr-defined, no-any-return]
+        return self._index[name][attr-defined, no-any-return]
 
     @property
     def input(self) -> Node:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 
 from haqsearch.errors import ModelError
-from haqsearch.graph.ir import LAYER_OPS, Graph, Node
+from haqsearch.graph.ir import LAYER_OPS, MOVES, Graph, Node
 from haqsearch.graph.plan import OUTPUT, STREAM, make_plan
 from haqsearch.spec import ActivationSpec, LayerSpec, ModelSpec
 
@@ -91,7 +91,11 @@ def _producers(graph: Graph, node: Node) -> tuple[str, ...]:
 
 
 def _activations(graph: Graph) -> tuple[ActivationSpec, ...]:
-    """Buffers of the deployed program with their lifetimes, in steps of the node list. A reshape is its input's buffer."""
+    """Buffers of the deployed program with their lifetimes, in steps of the node list.
+
+    A reshape is its input's buffer. A value that is kept as a residual stream has that one buffer: a layer that wants it
+    narrower narrows it as it reads.
+    """
     plan = make_plan(graph)
     step = {node.name: i for i, node in enumerate(graph.nodes)}
     users = graph.users
@@ -101,9 +105,7 @@ def _activations(graph: Graph) -> tuple[ActivationSpec, ...]:
         for user in users[name]:
             if user.op == "reshape" and slot in plan.slots[user.name]:
                 last = max(last, last_read(user.name, slot))
-            elif (user.op in {"slice", "pad", "max_pool2d"} and slot in plan.slots[user.name]) or (
-                user.op not in {"slice", "pad", "max_pool2d", "reshape"} and plan.slot(user, name) == slot
-            ):
+            elif slot in plan.slots[user.name] if user.op in MOVES else plan.slot(user, name) == slot:
                 last = max(last, step[user.name])
         return last
 
@@ -112,17 +114,14 @@ def _activations(graph: Graph) -> tuple[ActivationSpec, ...]:
     for node in graph.nodes:
         if node.op == "reshape" or node.shape is None:
             continue
-        for slot in plan.slots[node.name]:
+        slots, size, first = plan.slots[node.name], prod(node.shape), step[node.name]
+        if "stream" in slots and "layers" in slots:
+            last = max(last_read(node.name, "stream"), last_read(node.name, "layers"))
+            buffers.append(ActivationSpec(f"{node.name}:stream", size, first, last, "", bits["stream"]))
+            slots = tuple(slot for slot in slots if slot not in {"stream", "layers"})
+        for slot in slots:
             owner = plan.owner[graph.source(node.name).name] if slot == "layers" else ""
             buffers.append(
-                ActivationSpec(
-                    f"{node.name}:{slot}",
-                    prod(node.shape),
-                    step[node.name],
-                    last_read(node.name, slot),
-                    owner,
-                    bits[slot],
-                    node.name,
-                )
+                ActivationSpec(f"{node.name}:{slot}", size, first, last_read(node.name, slot), owner, bits[slot])
             )
     return tuple(buffers)

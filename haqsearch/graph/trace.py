@@ -156,7 +156,8 @@ class _Tracer:
         self.used[name] = self.used.get(name, 0) + 1
         if self.used[name] > 1:
             raise ModelError(
-                f"{self.name}: layer {name!r} is called more than once with the same weights; give each call its own copy of the module"
+                f"{self.name}: layer {name!r} is called more than once with the same weights; "
+                "give each call its own copy of the module"
             )
         return name
 
@@ -202,9 +203,14 @@ class _Tracer:
         if weight is not None:
             layer = self.parameter(weight).rpartition(".")[0] or self.parameter(weight)
         return Node(
-            node.name, "float", inputs, self.shape(node),
-            {"target": target, "arguments": arguments, "keywords": keywords}, layer, self.parameter(weight) if layer else "",
-        )  # fmt: skip
+            node.name,
+            "float",
+            inputs,
+            self.shape(node),
+            {"target": target, "arguments": arguments, "keywords": keywords},
+            layer,
+            self.parameter(weight) if layer else "",
+        )
 
     def _template(self, argument: Any) -> Any:
         if isinstance(argument, fx.Node):
@@ -246,7 +252,17 @@ def _two(value: Any) -> list[int]:
     return values * 2 if len(values) == 1 else values
 
 
-def _conv2d(t: _Tracer, node: fx.Node, x: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1) -> Node | None:  # fmt: skip
+def _conv2d(
+    t: _Tracer,
+    node: fx.Node,
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Node | None:
     if not t.is_value(x) or weight not in t.constants or (bias is not None and bias not in t.constants):
         return None
     kernel = t.constants[weight].shape[2:]
@@ -286,7 +302,19 @@ def _linear(t: _Tracer, node: fx.Node, x: Any, weight: Any, bias: Any = None) ->
     )
 
 
-def _batch_norm(t: _Tracer, node: fx.Node, x: Any, gamma: Any, beta: Any, mean: Any, var: Any, training: bool, momentum: float, eps: float, cudnn: bool = True) -> Node | None:  # fmt: skip
+def _batch_norm(
+    t: _Tracer,
+    node: fx.Node,
+    x: Any,
+    gamma: Any,
+    beta: Any,
+    mean: Any,
+    var: Any,
+    training: bool,
+    momentum: float,
+    eps: float,
+    cudnn: bool = True,
+) -> Node | None:
     """A float node that also says, as ``affine``, the scale and shift it applies to each channel: what folding needs."""
     if not t.is_value(x) or training or mean not in t.constants:
         return None
@@ -341,7 +369,17 @@ def _adaptive_avg_pool(t: _Tracer, node: fx.Node, x: Any, size: Any) -> Node | N
     return _global_pool(t, node, x, shape) if shape and len(shape) == 3 and _two(size) == [1, 1] else None
 
 
-def _avg_pool(t: _Tracer, node: fx.Node, x: Any, kernel: Any, stride: Any = (), padding: Any = 0, ceil: bool = False, include_pad: bool = True, divisor: Any = None) -> Node | None:  # fmt: skip
+def _avg_pool(
+    t: _Tracer,
+    node: fx.Node,
+    x: Any,
+    kernel: Any,
+    stride: Any = (),
+    padding: Any = 0,
+    ceil: bool = False,
+    include_pad: bool = True,
+    divisor: Any = None,
+) -> Node | None:
     plain = not ceil and divisor is None and (include_pad or _two(padding) == [0, 0])
     if not t.is_value(x) or not plain:
         return None
@@ -349,7 +387,16 @@ def _avg_pool(t: _Tracer, node: fx.Node, x: Any, kernel: Any, stride: Any = (), 
     return Node(node.name, "avg_pool2d", (t.ref(x),), t.shape(node), at)
 
 
-def _max_pool(t: _Tracer, node: fx.Node, x: Any, kernel: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, ceil: bool = False) -> Node | None:  # fmt: skip
+def _max_pool(
+    t: _Tracer,
+    node: fx.Node,
+    x: Any,
+    kernel: Any,
+    stride: Any = (),
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil: bool = False,
+) -> Node | None:
     if not t.is_value(x) or ceil:
         return None
     at = {

@@ -8,9 +8,9 @@ from typing import Any
 
 from haqsearch.spec import METRICS
 
-MISSING = "–"  # noqa: RUF001  (an en dash on purpose: typography of a report, not code)
-MINUS = "−"  # noqa: RUF001
-TIMES = "×"  # noqa: RUF001
+MISSING = "–"
+MINUS = "−"
+TIMES = "×"
 _SHORT = {
     "latency_s": "Latency",
     "energy_j": "Energy",

@@ -40,14 +40,14 @@ def run_codes(program: IntegerProgram, x: Tensor, backend: ModuleType | None = N
         for name in instruction.inputs:
             if last_reader[name] == i and name != program.output:
                 values.pop(name, None)
-    return values[program.output]  # type: ignore[no-any-return]
+    return values[program.output]
 
 
 def _run(program: IntegerProgram, step: Instruction, inputs: list[Any], backend: ModuleType) -> list[Any]:
     at = step.attributes
     infos = [program.tensors[name] for name in step.inputs]
     outputs = [program.tensors[name] for name in step.outputs]
-    x = inputs[0] if inputs else None
+    x: Any = inputs[0] if inputs else None
     match step.op:
         case "quantize":
             return [quantize(x, outputs[0].params).clamp_(outputs[0].low, outputs[0].high)]
@@ -72,12 +72,15 @@ def _run(program: IntegerProgram, step: Instruction, inputs: list[Any], backend:
             ]
         case "concat":
             return [
-                torch.cat([
-                    _epilogue(program, backend, backend.weighted_sum([value], [info.zero_point], [1]), name, i)
-                    for i, (value, info) in enumerate(zip(inputs, infos, strict=True))
-                ], at["dim"])
+                torch.cat(
+                    [
+                        _epilogue(program, backend, backend.weighted_sum([value], [info.zero_point], [1]), name, i)
+                        for i, (value, info) in enumerate(zip(inputs, infos, strict=True))
+                    ],
+                    at["dim"],
+                )
                 for name in step.outputs
-            ]  # fmt: skip
+            ]
         case "max_pool2d":
             return [backend.max_pool2d(x, at["kernel"], at["stride"], at["padding"], at["dilation"])]
         case "slice":
@@ -101,4 +104,4 @@ def _epilogue(program: IntegerProgram, backend: ModuleType, acc: Tensor, name: s
     constants = [program.constants[f"{name}.{kind}"] for kind in ("offset", "multiplier", "shift")]
     if index is not None:
         constants = [c[index : index + 1] for c in constants]
-    return backend.epilogue(acc, *constants, info.zero_point, info.low, info.high, storage_dtype(info.format))  # type: ignore[no-any-return]
+    return backend.epilogue(acc, *constants, info.zero_point, info.low, info.high, storage_dtype(info.format))

@@ -209,8 +209,8 @@ class _Lowering:
         bound = accumulator_bound(weight.codes, bias, x.largest)
         if bound > INT32_MAX:
             raise ModelError(
-                f"layer {node.layer!r}: an accumulator can reach {bound}, beyond int32, with {weight.format} weights and {x.format} "
-                "activations; give this layer fewer bits"
+                f"layer {node.layer!r}: an accumulator can reach {bound}, beyond int32, with {weight.format} weights "
+                f"and {x.format} activations; give this layer fewer bits"
             )
         for out in outputs:
             self._epilogue(out, accumulator_scale / out.scale, bias)
@@ -231,8 +231,8 @@ class _Lowering:
     def _tieless(self, node: Node, weight: QWeight, x: TensorInfo, out: TensorInfo) -> Tensor:
         """Weight scales (N,) moved a little so that no sum is rounded at a tie (see ``quant/ties.py``).
 
-        However large the sum, the move changes it by less than a quarter of a code - but where sums span thousands of codes, a
-        thirtieth of a weight's 8-bit step is allowed.
+        However large the sum, the move changes it by less than a quarter of a code; where sums span thousands of codes, by a
+        thirtieth of an 8-bit weight's step.
         """
         ratio = weight.scale.double() * x.scale / out.scale
         largest = weight.codes.double().abs().flatten(1).sum(1) * x.largest * ratio

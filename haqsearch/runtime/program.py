@@ -4,7 +4,7 @@ Operations, with their attributes and constants (constants are keyed ``NAME.kind
 
   op          inputs   outputs        attributes                                constants
   quantize    float    codes          -                                         -
-  conv2d      codes    codes, ...     stride padding dilation groups bound      NAME.weight int8, NAME.weight_scale, NAME.bias int32
+  conv2d      codes    codes, ...     stride padding dilation groups bound      NAME.weight int8, .weight_scale, .bias int32
   linear      codes    codes, ...     bound                                     likewise
   avg_pool2d  codes    codes, ...     kernel stride padding                     -
   add         codes*   codes, ...     multipliers: per output, per input        -
@@ -128,7 +128,7 @@ def load_program(path: Path) -> IntegerProgram:
     try:
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
-            constants = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+            constants = {key: file.get_tensor(key) for key in file.keys()}
     except SafetensorError as error:
         raise ModelError(f"{path}: not a readable safetensors file ({error})") from error
     if "integer_program" not in metadata:
@@ -153,7 +153,7 @@ def load_program(path: Path) -> IntegerProgram:
             i["attributes"],
             i["layer"],
             Format.parse(i["weight_format"]) if i["weight_format"] else None,
-        )  # fmt: skip
+        )
         for i in content["instructions"]
     )
     return IntegerProgram(content["name"], instructions, tensors, constants, content["input"], content["output"])

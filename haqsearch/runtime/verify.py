@@ -11,8 +11,21 @@ from haqsearch.errors import ModelError
 from haqsearch.kernels.reference import INT32_MAX, accumulator_bound
 from haqsearch.runtime.program import Instruction, IntegerProgram
 
-_OPS = {"quantize", "dequantize", "conv2d", "linear", "avg_pool2d", "add", "rescale", "concat", "max_pool2d", "slice", "pad",
-        "reshape", "float"}  # fmt: skip
+_OPS = {
+    "quantize",
+    "dequantize",
+    "conv2d",
+    "linear",
+    "avg_pool2d",
+    "add",
+    "rescale",
+    "concat",
+    "max_pool2d",
+    "slice",
+    "pad",
+    "reshape",
+    "float",
+}
 _MOVES = {"max_pool2d", "slice", "pad", "reshape"}
 _REQUANTIZED = {"conv2d", "linear", "avg_pool2d", "add", "rescale", "concat"}
 

@@ -73,8 +73,7 @@ class ActivationSpec:
     """One buffer of the deployed program: ``elements`` per sample, alive from step ``first`` to step ``last`` inclusive.
 
     ``format_of`` names the layer whose activation format the buffer is stored in; empty: ``bits`` fixed
-    (the 8-bit residual stream, or 32 in a float region). Buffers of one ``tensor`` hold the same values in different
-    formats; where a policy makes the formats equal, they are one buffer.
+    (the 8-bit residual stream, or 32 in a float region).
     """
 
     name: str
@@ -83,7 +82,6 @@ class ActivationSpec:
     last: int
     format_of: str = ""
     bits: int = 8
-    tensor: str = ""
 
 
 @dataclass(frozen=True)

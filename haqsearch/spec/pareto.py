@@ -14,7 +14,7 @@ def dominates(a: Point, b: Point) -> bool:
 
 def front(points: Sequence[Point]) -> list[int]:
     """Indices of the points that no other dominates, in the order given; of equal points the first stays."""
-    kept = []
+    kept: list[int] = []
     for i, point in enumerate(points):
         beaten = any(dominates(other, point) for other in points)
         repeated = any(list(points[j]) == list(point) for j in kept)

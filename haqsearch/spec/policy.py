@@ -118,7 +118,10 @@ class Policy(Mapping[str, Choice]):
         return cls(choices)
 
     def check(self, model: ModelSpec, where: str = "policy") -> Policy:
-        """This policy in the model's order. Raises PolicyError if layers differ, a tie is broken, or a float layer is asked for bits."""
+        """This policy in the model's order.
+
+        Raises PolicyError if layers differ, a tie is broken, or a layer that stays in float is asked for bits.
+        """
         names = [layer.name for layer in model]
         if missing := [name for name in names if name not in self.choices]:
             raise PolicyError(

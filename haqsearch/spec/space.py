@@ -82,16 +82,14 @@ class SearchSpace:
             for role in ("weight", "activation")
         }
         found: dict[Policy, None] = {}
-        for w in widths["weight"] or [None]:
-            for a in widths["activation"] or [None]:
+        anything = [Format("float", 32)]  # stands in where no layer has a choice of that role
+        free = [v for v in self.variables if len(v.candidates) > 1]
+        for w in widths["weight"] or anything:
+            for a in widths["activation"] or anything:
                 want = {"weight": w, "activation": a}
-                free = [v for v in self.variables if len(v.candidates) > 1]
                 if all(want[v.role] in v.candidates for v in free):
-                    found[
-                        self.policy(
-                            [v.candidates.index(want[v.role]) if len(v.candidates) > 1 else 0 for v in self.variables]
-                        )  # type: ignore[arg-type]
-                    ] = None
+                    indices = [v.candidates.index(want[v.role]) if v in free else 0 for v in self.variables]
+                    found[self.policy(indices)] = None
         return list(found)
 
     @classmethod
@@ -169,7 +167,8 @@ def _legal(
     if any((w, a) not in legal for w in w_kept for a in a_kept):
         pairs = ", ".join(str(Choice(w, a)) for w, a in sorted(legal))
         raise PolicyError(
-            f"{device} supports only the pairs {pairs} in layer {layer.name!r}: choose weight_bits and activation_bits so that every pair is among them"
+            f"{device} supports only the pairs {pairs} in layer {layer.name!r}: "
+            "choose weight_bits and activation_bits so that every pair is among them"
         )
     if lost := [str(f) for f in [*weights, *activations] if f not in w_kept and f not in a_kept]:
         removed.append(f"{layer.name}: {', '.join(lost)}, which {device} does not support")
