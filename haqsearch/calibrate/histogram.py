@@ -11,6 +11,7 @@ from haqsearch.quant import QParams, affine_params
 from haqsearch.spec import Format
 
 BINS = 2048  # eight bins to every step of an 8-bit range
+_EXACT = 2**24  # values torch.histc counts without error: its counts are float32
 _FRACTIONS = np.linspace(0.05, 1.0, 191)
 
 
@@ -40,8 +41,11 @@ class HistogramObserver:
         if self.width == 0.0:
             self.low = min(low, 0.0)
             self.width = max(high, 0.0) - self.low
-            if self.width == 0.0:  # nothing but zeros so far: they are covered by any range
+            if self.width == 0.0:  # nothing but zeros so far, kept in bin 0 until there is a range
+                self.counts[0] += x.numel()
                 return
+            zeros, self.counts[0] = int(self.counts[0]), 0
+            self.counts[min(int(-self.low / self.width * BINS), BINS - 1)] = zeros
         while high > self.low + self.width:
             self._merge()
         while low < self.low:
@@ -50,8 +54,9 @@ class HistogramObserver:
                 self.counts, BINS // 2
             )  # merged bins move to the upper half: the range grew downwards
             self.low -= self.width / 2
-        counts = torch.histc(x.detach().float(), BINS, self.low, self.low + self.width)
-        self.counts += counts.numpy().astype(np.int64)
+        for part in x.detach().float().flatten().split(_EXACT):
+            counts = torch.histc(part, BINS, self.low, self.low + self.width)
+            self.counts += counts.numpy().astype(np.int64)
 
     def _merge(self) -> None:
         self.counts = np.concatenate([self.counts.reshape(-1, 2).sum(1), np.zeros(BINS // 2, dtype=np.int64)])

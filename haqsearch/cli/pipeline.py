@@ -101,7 +101,8 @@ class Run:
     def _threads(self) -> None:
         import torch
 
-        torch.set_num_threads(os.cpu_count() or 1)
+        if "OMP_NUM_THREADS" not in os.environ:  # the user's own number is left alone
+            torch.set_num_threads(os.cpu_count() or 1)
 
     def _prepare(self) -> None:
         """Model, data, trace, calibration, device, budget: what can be wrong is found here, before anything is searched."""

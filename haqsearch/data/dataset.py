@@ -30,6 +30,8 @@ class DataSet:
     augment: Augment | None = None
 
     def __post_init__(self) -> None:
+        if (self.test_inputs is None) != (self.test_labels is None):
+            raise DataError(f"data set {self.name}: test_inputs and test_labels come together, or not at all")
         parts = [("inputs", self.inputs, self.labels)]
         if self.test_inputs is not None and self.test_labels is not None:
             parts.append(("test_inputs", self.test_inputs, self.test_labels))

@@ -1,8 +1,9 @@
 """Run a graph in float, node by node.
 
 A ``float`` node keeps its operator by name and its arguments as a template of plain JSON values, in which
-``{"node": n}`` is the value of node n, ``{"parameter": p}`` a parameter, ``{"list": [...]}`` a list, ``{"dtype": d}`` and
-``{"device": d}`` what they say. So a graph can be written to a file, and nothing but torch's own operators is ever called.
+``{"node": n}`` is the value of node n, ``{"parameter": p}`` a parameter, ``{"list": [...]}`` a list, ``{"dtype": d}``,
+``{"layout": l}``, ``{"memory_format": m}`` and ``{"device": d}`` what they say. So a graph can be written to a file, and
+nothing but torch's own operators is ever called.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def fill(template: Any, values: Mapping[str, Any], parameters: Mapping[str, Tens
             return parameters[content]
         case "list":
             return [fill(item, values, parameters) for item in content]
-        case "dtype":
+        case "dtype" | "layout" | "memory_format":
             return getattr(torch, content)
         case "device":
             return torch.device(content)

@@ -56,11 +56,28 @@ class Node:
                 todo.extend(item)
         return keys
 
+    def renamed(self, alias: Mapping[str, str]) -> Node:
+        """This node reading other values: ``alias`` maps old names to new ones."""
+        attributes = dict(self.attributes)
+        for key in {"arguments", "keywords"} & attributes.keys():
+            attributes[key] = _renamed(attributes[key], alias)
+        return self.with_(inputs=tuple(alias.get(name, name) for name in self.inputs), attributes=attributes)
+
     def with_(self, **changes: Any) -> Node:
         return replace(self, **changes)
 
     def with_attributes(self, **attributes: Any) -> Node:
         return replace(self, attributes={**self.attributes, **attributes})
+
+
+def _renamed(template: Any, alias: Mapping[str, str]) -> Any:
+    if isinstance(template, list):
+        return [_renamed(item, alias) for item in template]
+    if not isinstance(template, dict):
+        return template
+    if "node" in template:
+        return {"node": alias.get(template["node"], template["node"])}
+    return {key: _renamed(value, alias) for key, value in template.items()}
 
 
 @dataclass(frozen=True)
@@ -76,7 +93,7 @@ class Graph:
         object.__setattr__(self, "_index", {node.name: node for node in self.nodes})
 
     def __getitem__(self, name: str) -> Node:
-        return self._index[name][attr-defined, no-any-return]
+        return self._index[name]  # type: ignore[attr-defined]
 
     @property
     def input(self) -> Node:

@@ -219,8 +219,8 @@ class _Tracer:
             return {"node": self.ref(argument)}
         if isinstance(argument, list | tuple):
             return {"list": [self._template(item) for item in argument]}
-        if isinstance(argument, torch.dtype):
-            return {"dtype": str(argument).removeprefix("torch.")}
+        if isinstance(argument, torch.dtype | torch.layout | torch.memory_format):
+            return {type(argument).__name__: str(argument).removeprefix("torch.")}
         if isinstance(argument, torch.device):
             return {"device": str(argument)}
         if argument is None or isinstance(argument, bool | int | float | str):

@@ -22,7 +22,7 @@ def fold_batch_norms(graph: Graph) -> Graph:
     nodes: dict[str, Node] = {}
     alias: dict[str, str] = {}
     for node in graph.nodes:
-        node = node.with_(inputs=tuple(alias.get(name, name) for name in node.inputs))
+        node = node.renamed(alias)
         affine = node.attributes.get("affine")
         before = nodes.get(node.inputs[0]) if affine else None
         original = graph[node.name].inputs[0] if affine else ""
@@ -47,7 +47,7 @@ def fuse_clamps(graph: Graph) -> Graph:
     nodes: dict[str, Node] = {}
     alias: dict[str, str] = {}
     for node in graph.nodes:
-        node = node.with_(inputs=tuple(alias.get(name, name) for name in node.inputs))
+        node = node.renamed(alias)
         if node.op == "clamp":
             before = nodes[node.inputs[0]]
             only = len(users[graph[node.name].inputs[0]]) == 1 and graph.output != graph[node.name].inputs[0]

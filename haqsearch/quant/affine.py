@@ -29,17 +29,20 @@ def affine_params(low: float, high: float, format: Format) -> QParams:
     """Parameters that cover [low, high], widened to contain 0, so that real zero is exactly a code.
 
     ``uintN`` gets a zero point (0 when low is 0, as after ReLU); ``intN`` is symmetric, zero point 0.
-    A range of a single point, [0, 0], gets scale 1. Raises DataError if a bound is not finite or the range is reversed.
+    A range of a single point, [0, 0], gets scale 1. Raises DataError if a bound is not finite, the range is reversed, or its
+    scale is beyond float32.
     """
     if not (np.isfinite(low) and np.isfinite(high)):
         raise DataError(f"cannot quantize the range [{low}, {high}]: it is not finite")
     if low > high:
         raise DataError(f"cannot quantize the range [{low}, {high}]: it is reversed")
     low, high = min(low, 0.0), max(high, 0.0)
+    span, steps = (max(-low, high), format.code_max) if format.kind == "int" else (high - low, format.code_max)
+    if span / steps > torch.finfo(torch.float32).max:
+        raise DataError(f"cannot quantize the range [{low}, {high}]: its scale is beyond float32")
+    scale = _positive(span / steps)
     if format.kind == "int":
-        scale = max(-low, high) / format.code_max
-        return QParams(format, _positive(scale), 0)
-    scale = _positive((high - low) / (format.code_max - format.code_min))
+        return QParams(format, scale, 0)
     zero_point = round(format.code_min - low / scale)
     return QParams(format, scale, int(min(max(zero_point, format.code_min), format.code_max)))
 

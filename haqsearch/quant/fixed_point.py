@@ -21,13 +21,13 @@ MULTIPLIER_BITS = 31
 
 
 def decompose(multiplier: Tensor) -> tuple[Tensor, Tensor]:
-    """Fixed-point form (M0, n), both int64 of ``multiplier``'s shape, of positive reals below 2**30.
+    """Fixed-point form (M0, n), both int64 of ``multiplier``'s shape, of positive reals below 2**30 - 1/4.
 
     M0 / 2**n is within 2**-31 of M, relatively, unless M < 2**-32 where it is within 2**-63 absolutely.
     Raises ModelError for a multiplier that is not positive and finite, or is too large.
     """
     m = multiplier.double()
-    if not bool(torch.isfinite(m).all()) or bool((m <= 0).any()) or bool((m >= 2.0**30).any()):
+    if not bool(torch.isfinite(m).all()) or bool((m <= 0).any()) or bool((m >= 2.0**30 - 0.25).any()):
         raise ModelError(f"requantization multiplier out of range (0, 2**30): {float(m.min())} .. {float(m.max())}")
     fraction, exponent = torch.frexp(m)
     m0 = torch.round(fraction * 2.0**MULTIPLIER_BITS).to(torch.int64)

@@ -88,9 +88,9 @@ class Budget:
             value = float(number)
         except ValueError:
             raise BudgetError(f"budget {text!r}: {number!r} is not a number") from None
-        if not 0 < value < float("inf"):
-            raise BudgetError(f"budget {text!r}: the limit must be a positive number")
         metric = METRICS[name]
+        if not 0 < value * metric.units.get(unit, 1.0) < float("inf"):
+            raise BudgetError(f"budget {text!r}: the limit must be a positive number")
         if baseline:
             if baseline != "int8":
                 raise BudgetError(

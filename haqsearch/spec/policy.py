@@ -65,7 +65,7 @@ class Policy(Mapping[str, Choice]):
         return len(self.choices)
 
     def __hash__(self) -> int:
-        return hash(tuple(self.choices.items()))
+        return hash(frozenset(self.choices.items()))  # policies that are equal in another order hash alike
 
     @property
     def digest(self) -> str:
