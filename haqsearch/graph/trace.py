@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
 
 from haqsearch.errors import DataError, ModelError
 from haqsearch.graph.execute import resolve, run_float
@@ -60,16 +61,29 @@ def _export(model: nn.Module, pair: Tensor, name: str) -> torch.export.ExportedP
 def _check_equal(graph: Graph, model: nn.Module, example: Tensor, name: str) -> None:
     three = torch.cat([example[:1]] * 2 + [example[-1:] * 0.5])
     with torch.no_grad():
-        expected = model(three)
-        expected = expected[0] if isinstance(expected, tuple | list) else expected
         try:
+            expected = _only_tensor(model(three))
+            alone = torch.cat([_only_tensor(model(sample)) for sample in three.split(1)])
             got = run_float(graph, three)
         except RuntimeError as error:
             raise ModelError(
                 f"{name}: the model fixes its batch size somewhere; derive it from x.shape[0] ({error})"
             ) from error
-    if got.shape != expected.shape or not torch.allclose(got, expected, rtol=_CHECK_TOLERANCE, atol=_CHECK_TOLERANCE):
+    if not _close(alone, expected):
+        raise ModelError(
+            f"{name}: the model mixes the samples of a batch: one alone gives another result than in company"
+        )
+    if not _close(got, expected):
         raise ModelError(f"{name}: the traced graph does not compute what the model computes; please report this model")
+
+
+def _only_tensor(result: Any) -> Tensor:
+    """The tensor in what a model gives: itself, or wrapped in a tuple, a list or a dictionary."""
+    return tree_leaves(result)[0]
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.allclose(a, b, rtol=_CHECK_TOLERANCE, atol=_CHECK_TOLERANCE)
 
 
 class _Tracer:
