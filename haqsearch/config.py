@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from haqsearch.errors import HaqError, RecipeError
 from haqsearch.spec import Budget, Choice
 
-Width = Field(ge=1, le=8)
+# Keys that may change in a run folder: they decide neither which policies are proposed nor what they score.
+AFTERTHOUGHTS = ("qat", "storage", "max_evaluations")
 
 
 class _Section(BaseModel):
@@ -115,7 +116,7 @@ class Recipe(_Section):
     @property
     def digest(self) -> str:
         """Digest of everything that decides which policies are proposed and what they score."""
-        content = self.model_dump(mode="json", exclude={"qat", "storage", "max_evaluations"})
+        content = self.model_dump(mode="json", exclude=set(AFTERTHOUGHTS))
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -178,6 +179,15 @@ def _explain(error: ValidationError, content: Mapping[str, Any]) -> Iterator[str
         else:
             message = item["msg"].removeprefix("Value error, ")
             yield f"{key} = {item['input']!r}: {message[:1].lower()}{message[1:]}"
+
+
+def flat(recipe: Recipe) -> dict[str, str]:
+    """Every key of the recipe, dotted, with its value as TOML."""
+    found = {}
+    for key, value in recipe.model_dump(mode="json").items():
+        section = value if isinstance(value, dict) else {"": value}
+        found |= {f"{key}.{name}".rstrip("."): _toml(v) for name, v in section.items()}
+    return found
 
 
 def to_toml(recipe: Recipe) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
+from typing import NoReturn
 
 COMMANDS = {
     "run": "haqsearch.cli.run",
@@ -12,6 +13,8 @@ COMMANDS = {
     "evaluate": "haqsearch.cli.evaluate",
     "export": "haqsearch.cli.export",
 }
+
+_INTERRUPTED = 130  # what typer makes of Ctrl-C
 
 
 def main() -> None:
@@ -29,11 +32,22 @@ def main() -> None:
     for name, module in COMMANDS.items():
         app.command(name)(import_module(module).command)
     try:
-        app()
+        code = app(args=sys.argv[1:] or ["--help"], standalone_mode=False)
     except HaqError as error:
-        message = " ".join(str(error).split())
-        print(f"haqsearch: {message}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
+        _fail(str(error))
+    except OSError as error:  # no space, no permission, a folder where a file should be
+        if error.filename is None:
+            raise
+        _fail(f"{error.filename}: {error.strerror}")
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # typer's own: an unknown option, a missing argument
+            raise
+        _fail(f"{error.format_message()} (haqsearch COMMAND --help shows what there is)")
+    if code == _INTERRUPTED:
         print("\nhaqsearch: stopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+    sys.exit(code or 0)
+
+
+def _fail(message: str) -> NoReturn:
+    print("haqsearch:", " ".join(message.split()), file=sys.stderr)
+    sys.exit(2)

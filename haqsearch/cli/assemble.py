@@ -7,7 +7,9 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
@@ -16,18 +18,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from haqsearch.config import Recipe
-from haqsearch.errors import DataError, RecipeError
+from haqsearch.errors import DataError, HaqError, ModelError, RecipeError
 from haqsearch.spec import OBJECTIVES, Evaluation, Limit, Policy, SearchSpace
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from haqsearch.agents import Problem
+    from haqsearch.agents import Agent, Problem
     from haqsearch.data import DataSet, Splits
     from haqsearch.evaluate import Evaluator, Prepared
     from hwmodels import HardwareModel, Meter
 
 FLOAT_FILE = "float.safetensors"
+RECIPE_FILE = "recipe.toml"
 
 
 def data_roots(option: Path | None) -> list[Path]:
@@ -66,9 +69,10 @@ class Assembly:
         from haqsearch.data import DATASETS, DataSet
 
         load = self._named("data", self.recipe.data, DATASETS)
-        loaded = load(list(self.roots)) if inspect.signature(load).parameters else load()
-        if isinstance(loaded, tuple) and len(loaded) in {2, 4}:
-            loaded = DataSet(self.recipe.data, *[_tensor(part) for part in loaded])
+        with self._users_code(f"data = {self.recipe.data!r}"):
+            loaded = load(list(self.roots)) if inspect.signature(load).parameters else load()
+            if isinstance(loaded, tuple) and len(loaded) in {2, 4}:
+                loaded = DataSet(self.recipe.data, *[_tensor(part) for part in loaded])
         if not isinstance(loaded, DataSet):
             raise DataError(
                 f"data {self.recipe.data!r} gives {type(loaded).__name__}; return a haqsearch.data.DataSet, (inputs, labels), or "
@@ -76,11 +80,18 @@ class Assembly:
             )
         return loaded
 
-    @cached_property
-    def build_model(self) -> Callable[[], nn.Module]:
+    def build_model(self) -> nn.Module:
+        """A fresh network, as the recipe's function gives it."""
+        from torch import nn
+
         from haqsearch.models import MODELS
 
-        return self._named("model", self.recipe.model, MODELS)
+        build = self._named("model", self.recipe.model, MODELS)
+        with self._users_code(f"model = {self.recipe.model!r}"):
+            model = build()
+        if not isinstance(model, nn.Module):
+            raise ModelError(f"model = {self.recipe.model!r} gives {type(model).__name__}; return a torch.nn.Module")
+        return model
 
     @property
     def model_name(self) -> str:
@@ -95,35 +106,54 @@ class Assembly:
             return model.eval()
         return self._trained()
 
+    @property
+    def _kept(self) -> Path | None:
+        return self.out / FLOAT_FILE if self.out else None
+
+    @property
+    def _training_digest(self) -> str:
+        content = self.recipe.model_dump(mode="json", include={"model", "data", "seed", "split", "train"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+    def has_kept_network(self) -> bool:
+        """Whether the run folder holds the very network that this recipe trains."""
+        return self._kept_digest() == self._training_digest
+
+    def _kept_digest(self) -> str:
+        """Digest of the recipe that trained the network in the run folder; empty if there is none to be read."""
+        from safetensors import SafetensorError, safe_open
+
+        if self._kept is None or not self._kept.is_file():
+            return ""
+        try:
+            with safe_open(str(self._kept), framework="pt") as file:
+                return str((file.metadata() or {}).get("recipe_digest", ""))
+        except SafetensorError:
+            return ""
+
     def _trained(self) -> nn.Module:
-        from safetensors import safe_open
         from safetensors.torch import save_file
 
         from haqsearch.files import replacing
         from haqsearch.models.train import train_float
 
-        recipe = self.recipe
-        content = recipe.model_dump(mode="json", include={"model", "data", "seed", "split", "train"})
-        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-        kept = self.out / FLOAT_FILE if self.out else None
-        if kept and kept.is_file():
-            with safe_open(str(kept), framework="pt") as file:
-                known = (file.metadata() or {}).get("recipe_digest")
-            if known == digest:
-                model = self.build_model()
-                load_weights(model, kept)
-                return model.eval()
+        recipe, kept = self.recipe, self._kept
+        if kept and self.has_kept_network():
+            model = self.build_model()
+            load_weights(model, kept)
+            return model.eval()
         settings = recipe.train
         model = train_float(
             self.build_model, self.splits, settings.epochs, settings.batch, settings.learning_rate, recipe.seed
         )
-        if kept:
+        # A run that has begun in the folder keeps the network it began with, whoever asks for another one.
+        if kept and not (self._kept_digest() and (kept.parent / RECIPE_FILE).is_file()):
             kept.parent.mkdir(parents=True, exist_ok=True)
             with replacing(kept) as temporary:
                 save_file(
                     {key: value.contiguous() for key, value in model.state_dict().items()},
                     str(temporary),
-                    {"recipe_digest": digest},
+                    {"recipe_digest": self._training_digest},
                 )
         return model
 
@@ -148,7 +178,7 @@ class Assembly:
         from hwmodels import load
 
         beside = self.base / name
-        with _import_paths(self.base):
+        with self._users_code(f"hardware = {name!r}"):
             return load(str(beside) if name.endswith(".toml") and not Path(name).exists() and beside.exists() else name)
 
     @cached_property
@@ -181,6 +211,33 @@ class Assembly:
         return Problem(self.space, self.meter, self.limits, OBJECTIVES[self.recipe.objective])
 
     @cached_property
+    def agent(self) -> Agent:
+        from haqsearch.agents import build_agent
+
+        recipe = self.recipe
+        with self._users_code(f"agent = {recipe.agent!r}"):
+            return build_agent(recipe.agent, self.problem, recipe.seed, recipe.max_evaluations)
+
+    def check(self) -> None:
+        """Raise what can be known to be wrong before anything is written: names, data, device, weights and budget.
+
+        Where the recipe trains its network, ``check_prepared`` is left for after the training.
+        """
+        from haqsearch.agents import AGENTS
+
+        self._named("agent", self.recipe.agent, AGENTS)
+        _ = self.device, self.splits
+        if self.recipe.weights:
+            self.check_prepared()
+        else:
+            self.build_model()
+
+    def check_prepared(self) -> None:
+        """Raise if the network cannot be quantized, or no policy on this device can meet the budget."""
+        self.meter.check_reachable(self.space, self.limits)
+        _ = self.agent
+
+    @cached_property
     def evaluator(self) -> Evaluator:
         from haqsearch.evaluate import Evaluator
 
@@ -195,7 +252,7 @@ class Assembly:
             hint = f"did you mean {near[0]!r}?" if near else "one of your own is written my_module:function"
             raise RecipeError(f"{key} = {text!r}: there are {', '.join(known)}; {hint}")
         module, _, attribute = known.get(text, text).partition(":")
-        with _import_paths(self.base):
+        with self._users_code(f"{key} = {text!r}"):
             try:
                 found = getattr(import_module(module), attribute)
             except (ImportError, AttributeError, ValueError) as error:
@@ -203,6 +260,19 @@ class Assembly:
         if not callable(found):
             raise RecipeError(f"{key} = {text!r} is a {type(found).__name__}, not a function")
         return found
+
+    @contextmanager
+    def _users_code(self, what: str) -> Iterator[None]:
+        """Where code of the user's may run: its modules are found, and what it raises becomes one line with the place."""
+        with _import_paths(self.base):
+            try:
+                yield
+            except HaqError:
+                raise
+            except Exception as error:
+                frame = traceback.extract_tb(error.__traceback__)[-1]
+                place = f"{frame.filename}:{frame.lineno}"
+                raise RecipeError(f"{what} raised {type(error).__name__}: {error} ({place}); mend it there") from error
 
     def find(self, name: str) -> Path:
         """A file by its path from here, from the recipe's folder, or under a data root; DataError if it is in none."""

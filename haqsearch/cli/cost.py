@@ -20,9 +20,11 @@ def command(
     json: AsJson = False,
 ) -> None:
     """Cost of a policy on a device, in total and by layer, with what bounds each layer."""
+    from json import dumps as quoted
+
     from haqsearch.cli.assemble import check_policy_widths, load_policy
 
-    overrides = [*(set_ or []), *([f'hardware="{hardware}"'] if hardware else [])]
+    overrides = [*(set_ or []), *([f"hardware={quoted(hardware)}"] if hardware else [])]
     assembly = assemble(recipe, overrides, data_root, results_folder(recipe))
     chosen = load_policy(policy, assembly)
     check_policy_widths(chosen, assembly)

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import haqsearch
-from haqsearch.cli.assemble import Assembly
-from haqsearch.config import to_toml
+from haqsearch.cli.assemble import RECIPE_FILE, Assembly
+from haqsearch.config import AFTERTHOUGHTS, flat, load_recipe, to_toml
 from haqsearch.errors import SearchError
 from haqsearch.files import replacing, write_json_atomic, write_text_atomic
 from haqsearch.spec import OBJECTIVES, Choice, Evaluation, Policy
@@ -41,15 +41,16 @@ class Clock:
             self.seconds = json.loads(self.path.read_text(encoding="utf-8"))
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        self.name, self.before, self.start = name, self.seconds.get(name, 0.0), time.perf_counter()
-        self.written = self.start
+    def stage(self, name: str, start: float | None = None) -> Iterator[None]:
+        """Time the block as ``name``; it began at ``start`` (``time.perf_counter``), if that is given."""
+        self.written = time.perf_counter()
+        self.name, self.before, self.start = name, self.seconds.get(name, 0.0), start or self.written
         yield
         self._write()
 
-    def tick(self) -> None:
+    def tick(self, every: float = 1.0) -> None:
         """Write down the time of the stage under way, once a second; a killed process loses only what came after."""
-        if time.perf_counter() - self.written >= 1.0:
+        if time.perf_counter() - self.written >= every:
             self._write()
 
     def _write(self) -> None:
@@ -76,6 +77,7 @@ class Run:
     workers: int
     say: Callable[[str], None]
     on_event: Callable[[Event], None] = lambda event: None
+    began: float = field(init=False, default_factory=time.perf_counter)
     clock: Clock = field(init=False)
 
     def __post_init__(self) -> None:
@@ -84,7 +86,8 @@ class Run:
     def __call__(self) -> dict[str, Any]:
         """Do everything; the summary that is also in ``summary.json``."""
         self._threads()
-        with self.clock.stage("prepare"):
+        self._same_recipe()
+        with self.clock.stage("prepare", self.began):
             self._prepare()
         with self.clock.stage("search"):
             records, summary = self._search()
@@ -104,6 +107,21 @@ class Run:
         if "OMP_NUM_THREADS" not in os.environ:  # the user's own number is left alone
             torch.set_num_threads(os.cpu_count() or 1)
 
+    def _same_recipe(self) -> None:
+        """Raise SearchError if another recipe has begun a run here: its study, and its trained network, are not to be mixed."""
+        file = self.folder / RECIPE_FILE
+        if not file.is_file():
+            return
+        begun, now = load_recipe(file), self.assembly.recipe
+        if begun.digest != now.digest:
+            there, here = flat(begun), flat(now)
+            differ = [f"{key} was {there.get(key)}, is {here.get(key)}" for key in {**there, **here}
+                      if there.get(key) != here.get(key) and key.partition(".")[0] not in AFTERTHOUGHTS]  # fmt: skip
+            raise SearchError(
+                f"{self.folder} holds a search of another recipe ({'; '.join(differ)}): choose another folder with --out, "
+                "or delete this one to start over"
+            )
+
     def _prepare(self) -> None:
         """Model, data, trace, calibration, device, budget: what can be wrong is found here, before anything is searched."""
         from haqsearch.search.storage import open_study
@@ -111,26 +129,24 @@ class Run:
         a, recipe = self.assembly, self.assembly.recipe
         sizes = ", ".join(f"{len(getattr(a.splits, name)[0])} {name}" for name in ("train", "search", "report"))
         self.say(f"{recipe.data}: {sizes} samples")
-        if not recipe.weights:
+        if not recipe.weights and not a.has_kept_network():
             self.say(f"{a.model_name}: training the float network")
         spec = a.prepared.spec
         macs = sum(layer.macs for layer in spec)
         self.say(f"{a.model_name}: {len(spec)} layers, {macs / 1e6:.2f} M MACs, {a.space.size:.2e} policies")
         for sentence in a.space.removed:
             self.say(f"  removed from the search space: {sentence}")
-        a.meter.check_reachable(a.space, a.limits)
+        a.check_prepared()
         where = recipe.storage or self.folder
         self.study = open_study(where, self.folder.name, f"{recipe.digest}-{a.weights_digest}-{a.device.digest}")
-        write_text_atomic(self.folder / "recipe.toml", to_toml(recipe))
+        write_text_atomic(self.folder / RECIPE_FILE, to_toml(recipe))
 
     def _search(self) -> tuple[list[Record], Summary]:
-        from haqsearch.agents import build_agent
         from haqsearch.search.loop import run_search
         from haqsearch.search.pool import Pool, SerialPool
         from haqsearch.search.records import read_records, write_pareto, write_trials
 
         a, recipe = self.assembly, self.assembly.recipe
-        agent = build_agent(recipe.agent, a.problem, recipe.seed, recipe.max_evaluations)
         pool: Pool
         if self.workers:
             from haqsearch.search.ray_pool import RayPool
@@ -145,7 +161,7 @@ class Run:
             self.on_event(event)
 
         try:
-            summary = run_search(a.problem, agent, pool, self.study, recipe.max_evaluations, on_event)
+            summary = run_search(a.problem, a.agent, pool, self.study, recipe.max_evaluations, on_event)
         finally:
             pool.close()
         records = read_records(self.study)
@@ -225,6 +241,7 @@ class Run:
             notes.append(f"no model.onnx: {error}")
             self.say(notes[-1])
         write_json_atomic(self.folder / "environment.json", environment())
+        self.clock.tick(0.0)
         summary["seconds"] = dict(self.clock.seconds)
         summary["notes"] += notes
         write_json_atomic(self.folder / "summary.json", summary)

@@ -24,10 +24,13 @@ def command(
     from haqsearch.cli.progress import Progress
     from haqsearch.search.storage import exclusive
 
-    folder = out or results_folder(recipe)
+    folder = out.resolve() if out and not out.name else out or results_folder(recipe)  # the study has the folder's name
     assembly = assemble(recipe, set_, data_root, folder)
-    with exclusive(folder), Progress(assembly.recipe.max_evaluations) as progress:
-        summary = Run(assembly, folder, workers, progress.say, progress.on_event)()
+    with Progress(assembly.recipe.max_evaluations) as progress:
+        run = Run(assembly, folder, workers, progress.say, progress.on_event)
+        assembly.check()
+        with exclusive(folder):
+            summary = run()
     _print(summary, folder)
     if not summary["feasible"]:
         raise typer.Exit(1)
