@@ -16,7 +16,7 @@ _FRACTIONS = np.linspace(0.05, 1.0, 191)
 
 
 class HistogramObserver:
-    """Counts of a tensor's values in BINS equal bins over [low, low + width), a range that contains 0.
+    """Counts of a tensor's values in BINS equal bins over [low, high], a range that contains 0.
 
     When a value falls outside, the range doubles and neighbouring bins are merged, so memory does not grow with the data and
     every count stays exact. ``minimum`` and ``maximum`` are the true extremes seen.
@@ -26,9 +26,13 @@ class HistogramObserver:
         self.name = name
         self.counts = np.zeros(BINS, dtype=np.int64)
         self.low = 0.0
-        self.width = 0.0
+        self.high = 0.0
         self.minimum = np.inf
         self.maximum = -np.inf
+
+    @property
+    def width(self) -> float:
+        return self.high - self.low
 
     def update(self, x: Tensor) -> None:
         """Add every element of ``x`` (any shape, float). Raises DataError on NaN, infinity or an empty tensor."""
@@ -39,28 +43,24 @@ class HistogramObserver:
             raise DataError(f"{self.name}: the values hold NaN or infinity; check the data and the weights")
         self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
         if self.width == 0.0:
-            self.low = min(low, 0.0)
-            self.width = max(high, 0.0) - self.low
+            self.low, self.high = min(low, 0.0), max(high, 0.0)
             if self.width == 0.0:  # nothing but zeros so far, kept in bin 0 until there is a range
                 self.counts[0] += x.numel()
                 return
             zeros, self.counts[0] = int(self.counts[0]), 0
             self.counts[min(int(-self.low / self.width * BINS), BINS - 1)] = zeros
-        while high > self.low + self.width:
-            self._merge()
+        while high > self.high:
+            self.counts = np.concatenate([self._merged(), np.zeros(BINS // 2, dtype=np.int64)])
+            self.high += self.width
         while low < self.low:
-            self._merge()
-            self.counts = np.roll(
-                self.counts, BINS // 2
-            )  # merged bins move to the upper half: the range grew downwards
-            self.low -= self.width / 2
+            self.counts = np.concatenate([np.zeros(BINS // 2, dtype=np.int64), self._merged()])
+            self.low -= self.width
         for part in x.detach().float().flatten().split(_EXACT):
-            counts = torch.histc(part, BINS, self.low, self.low + self.width)
+            counts = torch.histc(part, BINS, self.low, self.high)
             self.counts += counts.numpy().astype(np.int64)
 
-    def _merge(self) -> None:
-        self.counts = np.concatenate([self.counts.reshape(-1, 2).sum(1), np.zeros(BINS // 2, dtype=np.int64)])
-        self.width *= 2
+    def _merged(self) -> np.ndarray:
+        return self.counts.reshape(-1, 2).sum(1)
 
     def min_max(self, format: Format) -> QParams:
         """Parameters that clip nothing that was seen."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 from typing import NoReturn
@@ -19,6 +20,9 @@ _INTERRUPTED = 130  # what typer makes of Ctrl-C
 
 def main() -> None:
     """Entry point. A mistake of the user's ends with one line on standard error and exit code 2, never a traceback."""
+    # Before torch is loaded: OpenMP's threads spin while they wait, which on a busy machine slows small networks twentyfold.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
     import typer
 
     from haqsearch.errors import HaqError

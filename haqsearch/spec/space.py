@@ -155,6 +155,8 @@ def _legal(
 ) -> tuple[tuple[Format, ...], tuple[Format, ...]]:
     """Weight and activation candidates of one layer whose every pair the device supports."""
     if fixed is not None:
+        if fixed.weight.is_float != fixed.activation.is_float:
+            raise PolicyError(f"fixed: layer {layer.name!r}: weights and activation are both float32 or both integers")
         if not supports(layer, fixed):
             raise PolicyError(f"fixed: {device} does not support {fixed} for layer {layer.name!r}")
         return (fixed.weight,), (fixed.activation,)

@@ -71,7 +71,7 @@ def test_the_page_says_what_the_run_found(report: Path) -> None:
         "Accuracy 91.42 %, 0.25 points below float",
         "+0.55 pts w5a6: 90.87 %",
         "latency_s <= 0.62 * int8",
-        "95 % CI 90.9–92.0 %",  # noqa: RUF001
+        "95 % CI 90.9–92.0 %",
         "bitfusion-edge",
         "150, 92 within the budget, 1 failed",
         "1 min 11 s",
