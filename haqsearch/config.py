@@ -126,11 +126,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises RecipeError that names file, key and mend.
     """
     if not path.is_file():
-        near = (
-            get_close_matches(path.stem, [p.stem for p in path.parent.glob("*.toml")], n=1)
-            if path.parent.is_dir()
-            else []
-        )
+        beside = [p.stem for p in path.parent.glob("*.toml")] if path.parent.is_dir() else []
+        near = get_close_matches(path.stem, beside, n=1, cutoff=0.5)
         raise RecipeError(f"no recipe {path}" + (f"; did you mean {path.parent / near[0]}.toml?" if near else ""))
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -153,9 +150,11 @@ def _override(content: dict[str, Any], text: str) -> None:
     *parents, last = key.strip().split(".")
     section = content
     for parent in parents:
-        section = section.setdefault(parent, {})
-        if not isinstance(section, dict):
+        inner = section.setdefault(parent, {})
+        field = Recipe.model_fields.get(parent) if section is content else None
+        if not isinstance(inner, dict) or (field is not None and not isinstance(field.get_default(), dict | _Section)):
             raise RecipeError(f"--set {text!r}: {parent!r} is no section")
+        section = inner
     try:
         section[last] = tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
@@ -183,7 +182,7 @@ def _explain(error: ValidationError, content: Mapping[str, Any]) -> Iterator[str
 
 def flat(recipe: Recipe) -> dict[str, str]:
     """Every key of the recipe, dotted, with its value as TOML."""
-    found = {}
+    found: dict[str, str] = {}
     for key, value in recipe.model_dump(mode="json").items():
         section = value if isinstance(value, dict) else {"": value}
         found |= {f"{key}.{name}".rstrip("."): _toml(v) for name, v in section.items()}

@@ -137,8 +137,9 @@ class Run:
         for sentence in a.space.removed:
             self.say(f"  removed from the search space: {sentence}")
         a.check_prepared()
-        where = recipe.storage or self.folder
-        self.study = open_study(where, self.folder.name, f"{recipe.digest}-{a.weights_digest}-{a.device.digest}")
+        # In a database studies are told apart by their folders' names; a folder holds one, and may be renamed.
+        where, name = (recipe.storage, self.folder.name) if recipe.storage else (self.folder, "search")
+        self.study = open_study(where, name, f"{recipe.digest}-{a.weights_digest}-{a.device.digest}")
         write_text_atomic(self.folder / RECIPE_FILE, to_toml(recipe))
 
     def _search(self) -> tuple[list[Record], Summary]:
