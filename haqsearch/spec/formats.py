@@ -65,7 +65,11 @@ class Format:
             if lowest <= width <= highest:
                 return cls(kind, width)
         known = [f"int{b}" for b in range(2, MAX_WIDTH + 1)] + [f"uint{b}" for b in range(1, MAX_WIDTH + 1)]
-        near = get_close_matches(str(text).lower(), [*known, "float32"], n=3, cutoff=0.4) or ["int8", "uint8", "float32"]
+        near = get_close_matches(str(text).lower(), [*known, "float32"], n=3, cutoff=0.4) or [
+            "int8",
+            "uint8",
+            "float32",
+        ]
         raise PolicyError(f"unknown number format {text!r}; did you mean {', '.join(near)}?")
 
 
