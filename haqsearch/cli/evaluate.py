@@ -37,10 +37,14 @@ def command(
             "samples": scores.samples,
             "metrics": costs,
             "seconds": seconds,
+            "float_layers": {layer.name: layer.reason for layer in assembly.prepared.spec if not layer.quantizable},
         }
         print(dumps(content, indent=2))
         return
     print(
         f"accuracy {scores.accuracy:.2%} (float {reference.accuracy:.2%}), loss {scores.loss:.4f}, KL {scores.kl:.4f}"
     )
+    for layer in assembly.prepared.spec:
+        if not layer.quantizable:
+            print(f"{layer.name}: stays in float32 ({layer.reason})")
     print(f"{scores.samples} report samples in {seconds:.1f} s; the policy as given, without fine-tuning")

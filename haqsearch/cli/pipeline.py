@@ -18,11 +18,10 @@ import haqsearch
 from haqsearch.cli.assemble import RECIPE_FILE, Assembly
 from haqsearch.config import AFTERTHOUGHTS, flat, load_recipe, to_toml
 from haqsearch.errors import SearchError
-from haqsearch.files import replacing, write_json_atomic, write_text_atomic
+from haqsearch.files import write_json_atomic, write_text_atomic
 from haqsearch.spec import OBJECTIVES, Choice, Evaluation, Policy
 
 if TYPE_CHECKING:
-    from haqsearch.evaluate import Prepared
     from haqsearch.evaluate.metrics import Scores
     from haqsearch.runtime import IntegerProgram
     from haqsearch.search.loop import Event, Summary
@@ -180,7 +179,7 @@ class Run:
 
     def _finetune(self, chosen: list[Record]) -> list[Candidate]:
         """Fine-tune the chosen policies; a finished one is kept in ``qat/`` and not trained again."""
-        from haqsearch.qat import FinetuneSettings, finetune
+        from haqsearch.qat import FinetuneSettings, finetune, load_finetuned, save_finetuned
         from haqsearch.quant import QWeight
 
         a, qat = self.assembly, self.assembly.recipe.qat
@@ -194,27 +193,26 @@ class Run:
             }
             start = time.perf_counter()
             if file.is_file():
-                graph, codes = _load_trained(file, prepared, weights)
+                tuned = load_finetuned(file, prepared.graph, weights)
             else:
                 self.say(f"fine-tuning {number} of {len(chosen)}: {policy.digest}, {qat.steps} steps")
-                graph, codes = finetune(
+                ranges, splits = prepared.ranges, a.splits
+                tuned = finetune(
                     prepared.graph,
                     prepared.plan,
                     policy,
-                    prepared.ranges,
+                    ranges,
                     weights,
-                    a.splits,
+                    splits,
                     settings,
                     lambda *_: self.clock.tick(),
                 )
-                _save_trained(file, graph)
-            tuned = prepared.with_weights(graph, {(layer, w.format): w for layer, w in codes.items()})
-            program = tuned.lower(policy)
+                save_finetuned(tuned, file)
+            program = prepared.finetuned(tuned).lower(policy)
             scores = a.evaluator.score(program, "search")
             seconds = time.perf_counter() - start
-            trained.append(
-                Candidate(policy, program, a.evaluator.evaluation(policy, scores, "qat", seconds, settings.seed))
-            )
+            evaluation = a.evaluator.evaluation(policy, scores, "qat", seconds, settings.seed)
+            trained.append(Candidate(policy, program, evaluation))
         return trained
 
     # -- outcome --------------------------------------------------------------------------------------------------
@@ -337,28 +335,6 @@ class Run:
             costs=a.meter.costs(best.policy),
             layer_costs=layer_costs,
         )
-
-
-def _save_trained(file: Path, graph: Any) -> None:
-    from safetensors.torch import save_file
-
-    file.parent.mkdir(parents=True, exist_ok=True)
-    keys = {key for node in graph.layers for key in (node.weight, node.bias) if key}
-    with replacing(file) as temporary:
-        save_file({key: graph.parameters[key].contiguous() for key in keys}, str(temporary))
-
-
-def _load_trained(file: Path, prepared: Prepared, weights: Any) -> Any:
-    from safetensors.torch import load_file
-
-    from haqsearch.quant.weights import encode_weight
-
-    graph = prepared.graph.replace(prepared.graph.nodes, {**prepared.graph.parameters, **load_file(str(file))})
-    codes = {
-        node.layer: encode_weight(graph.parameters[node.weight], weights[node.layer].scale, weights[node.layer].format)
-        for node in graph.layers
-    }
-    return graph, codes
 
 
 def environment() -> dict[str, Any]:

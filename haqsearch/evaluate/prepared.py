@@ -11,6 +11,7 @@ from haqsearch.graph import Graph, model_spec, trace
 from haqsearch.graph.plan import Plan, make_plan
 from haqsearch.graph.ranges import CalibratedRanges, calibrate
 from haqsearch.ptq import prepare
+from haqsearch.qat import Finetuned
 from haqsearch.quant import QWeight, quantize_weight
 from haqsearch.runtime import IntegerProgram, lower
 from haqsearch.spec import Format, ModelSpec, Policy
@@ -40,9 +41,11 @@ class Prepared:
         """Integer program of ``policy``; a changed layer re-quantizes only itself."""
         return lower(self.graph, policy, self.ranges, self.weight, self.plan)
 
-    def with_weights(self, graph: Graph, weights: dict[tuple[str, Format], QWeight]) -> Prepared:
-        """The same network with other parameters and the integer weights that go with them (after training)."""
-        return replace(self, graph=graph, plan=make_plan(graph), _weights=dict(weights))
+    def finetuned(self, tuned: Finetuned) -> Prepared:
+        """The same network as training left it: other parameters, their integer weights, moved activation scales."""
+        weights = {(layer, weight.format): weight for layer, weight in tuned.weights.items()}
+        ranges = self.ranges.scaled(tuned.factors)
+        return replace(self, graph=tuned.graph, plan=make_plan(tuned.graph), ranges=ranges, _weights=weights)
 
 
 def prepare_network(model: nn.Module, splits: Splits, name: str) -> Prepared:

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from haqsearch.graph.execute import call_float, compute
 from haqsearch.graph.ir import LAYER_OPS, MOVES, Graph, Node
-from haqsearch.graph.plan import Plan, make_plan
+from haqsearch.graph.plan import STREAM, Plan, make_plan
 from haqsearch.quant import QParams, QWeight
-from haqsearch.spec import Policy
+from haqsearch.spec import Format, Policy
 
 
 def round_through(x: Tensor) -> Tensor:
@@ -24,16 +24,21 @@ def round_through(x: Tensor) -> Tensor:
     return x + (torch.round(x) - x).detach()
 
 
-def fake_quantize(x: Tensor, params: QParams) -> Tensor:
-    """Nearest value of ``x`` (any shape) that ``params`` can represent; gradient 1 inside the range, 0 outside."""
-    codes = round_through(x / params.scale) + params.zero_point
-    return (codes.clamp(params.format.code_min, params.format.code_max) - params.zero_point) * params.scale
+def fake_quantize(x: Tensor, params: QParams, factor: Tensor | None = None) -> Tensor:
+    """Nearest value of ``x`` (any shape) that ``params`` can represent; gradient 1 inside the range, 0 outside.
+
+    ``factor`` multiplies the scale and gets the gradient of LSQ [Esser et al. 2019, eq. 3], times the scale.
+    """
+    scale = params.scale if factor is None else params.scale * factor
+    codes = round_through(x / scale) + params.zero_point
+    return (codes.clamp(params.format.code_min, params.format.code_max) - params.zero_point) * scale
 
 
 class QuantizedNetwork(nn.Module):
     """A trainable, fake-quantized copy of a graph under a policy, with the quantizers where the integer program has them.
 
-    ``weights`` gives each layer's scales; they stay, the weights move. ``forward`` takes (B, *input shape).
+    ``weights`` gives each layer's weight scales; they stay, the weights move. The scales of the layers' input activations move
+    too, where they are narrower than the residual stream. ``forward`` takes (B, *input shape).
     """
 
     def __init__(
@@ -51,6 +56,10 @@ class QuantizedNetwork(nn.Module):
             node.layer: weights[node.layer].scale.reshape(-1, *[1] * (graph.parameters[node.weight].ndim - 1))
             for node in graph.layers
         }
+        self.log_factors = nn.ParameterDict()
+        for value in self.plan.owner:
+            if self.plan.format(value, "layers", policy).width < STREAM.width:
+                self.log_factors[value] = nn.Parameter(torch.zeros(()))
         self.formats = {node.layer: weights[node.layer].format for node in graph.layers}
 
     def parameter(self, key: str) -> Tensor | None:
@@ -62,6 +71,13 @@ class QuantizedNetwork(nn.Module):
         """The graph with the weights as they are now."""
         moved = {key: self.trained[safe].detach().clone() for key, safe in self._keys.items()}
         return self.graph.replace(self.graph.nodes, {**self.graph.parameters, **moved})
+
+    def trained_factors(self) -> dict[tuple[str, Format], float]:
+        """What each learned activation scale is multiplied by, as ``CalibratedRanges.scaled`` takes it."""
+        return {
+            (value, self.plan.format(value, "layers", self.policy)): float(log.detach().exp())
+            for value, log in self.log_factors.items()
+        }
 
     def _weight(self, node: Node) -> Tensor | None:
         weight = self.parameter(node.weight)
@@ -96,4 +112,7 @@ class QuantizedNetwork(nn.Module):
 
     def _quantize(self, node: Node, slot: str, value: Any) -> Any:
         format = self.plan.format(node.name, slot, self.policy)
-        return value if format.is_float else fake_quantize(value, self.ranges.params(node.name, format))
+        if format.is_float:
+            return value
+        log = self.log_factors[node.name] if slot == "layers" and node.name in self.log_factors else None
+        return fake_quantize(value, self.ranges.params(node.name, format), None if log is None else log.exp())

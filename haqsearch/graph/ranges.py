@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import torch
@@ -30,8 +30,13 @@ class CalibratedRanges:
     search asks for the same few thousands of times.
     """
 
-    def __init__(self, plan: Plan, observers: dict[str, HistogramObserver]) -> None:
-        self.plan, self.observers = plan, observers
+    def __init__(
+        self,
+        plan: Plan,
+        observers: dict[str, HistogramObserver],
+        factors: Mapping[tuple[str, Format], float] | None = None,
+    ) -> None:
+        self.plan, self.observers, self.factors = plan, observers, dict(factors or {})
         self._cache: dict[tuple[str, Format], QParams] = {}
         streams = [
             observers[name].mse(STREAM).scale
@@ -47,12 +52,18 @@ class CalibratedRanges:
             self._cache[key] = self._place(value, format)
         return self._cache[key]
 
+    def scaled(self, factors: Mapping[tuple[str, Format], float]) -> CalibratedRanges:
+        """The same ranges with the scales of some (value, format) multiplied by a factor (learned in training)."""
+        return CalibratedRanges(self.plan, self.observers, factors)
+
     def _place(self, value: str, format: Format) -> QParams:
         observer = self.observers[value]
         if format == OUTPUT:
             limit = _OUTPUT_HEADROOM * max(abs(observer.minimum), abs(observer.maximum))
             return affine_params(-limit, limit, format)
         best = observer.mse(format)
+        if (value, format) in self.factors:
+            best = _rescaled(best, best.scale * self.factors[value, format])
         node = self.plan.graph[value]
         if "stream" in self.plan.slots[value]:
             unit = self.unit if format == STREAM else self.params(value, STREAM).scale / _STEPS

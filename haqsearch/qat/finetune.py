@@ -16,7 +16,10 @@ from haqsearch.graph.plan import Plan
 from haqsearch.graph.ranges import CalibratedRanges
 from haqsearch.quant import QWeight
 from haqsearch.quant.weights import encode_weight
-from haqsearch.spec import Policy
+from haqsearch.spec import Format, Policy
+
+_SCALE_RATE = 10.0
+"""Learning rate of the logarithms of activation scales, relative to that of the weights: a scale may move by a tenth or two."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,15 @@ class FinetuneSettings:
     seed: int = 0
 
 
+@dataclass(frozen=True)
+class Finetuned:
+    """What training gives: the graph with moved weights, their integer codes by layer, and the moved activation scales."""
+
+    graph: Graph
+    weights: dict[str, QWeight]
+    factors: dict[tuple[str, Format], float]
+
+
 def finetune(
     graph: Graph,
     plan: Plan,
@@ -38,16 +50,20 @@ def finetune(
     splits: Splits,
     settings: FinetuneSettings,
     on_step: Callable[[int, float], None] | None = None,
-) -> tuple[Graph, dict[str, QWeight]]:
+) -> Finetuned:
     """Train the quantized copy of ``graph`` under ``policy``; the graph itself is untouched.
 
     The loss is KL(float network || quantized copy) on augmented training samples: the float network's answers carry more
-    than the labels, which a trained network has mostly learned by heart. Ranges and weight scales stay as calibrated.
-    Gives the trained graph and its integer weights by layer. Deterministic for a seed and a number of threads. Raises
+    than the labels, which a trained network has mostly learned by heart. Weight scales stay as calibrated; the scales of
+    narrow activations are learned [LSQ, Esser et al. 2019]. Deterministic for a seed and a number of threads. Raises
     ModelError if the loss stops being finite.
     """
     network = QuantizedNetwork(graph, policy, ranges, weights, plan)
-    optimizer = torch.optim.Adam(network.parameters(), settings.learning_rate)
+    groups = [
+        {"params": list(network.trained.parameters())},
+        {"params": list(network.log_factors.parameters()), "lr": settings.learning_rate * _SCALE_RATE},
+    ]
+    optimizer = torch.optim.Adam([group for group in groups if group["params"]], settings.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(settings.steps, 1))
     generator = torch.Generator().manual_seed(settings.seed)
     inputs = splits.train[0]
@@ -74,4 +90,4 @@ def finetune(
         )
         for node in trained.layers
     }
-    return trained, codes
+    return Finetuned(trained, codes, network.trained_factors())

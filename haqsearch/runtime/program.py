@@ -30,7 +30,7 @@ from typing import Any
 
 from torch import Tensor
 
-from haqsearch.errors import ModelError
+from haqsearch.errors import ModelError, PolicyError
 from haqsearch.files import replacing
 from haqsearch.quant import QParams
 from haqsearch.spec import Format
@@ -120,8 +120,10 @@ def save_program(program: IntegerProgram, path: Path, metadata: Mapping[str, str
 
 
 def load_program(path: Path) -> IntegerProgram:
-    """Program written by ``save_program``. Raises ModelError if the file is missing, truncated or something else."""
+    """Program written by ``save_program``, verified. Raises ModelError if the file is missing, damaged or something else."""
     from safetensors import SafetensorError, safe_open
+
+    from haqsearch.runtime.verify import verify
 
     if not path.is_file():
         raise ModelError(f"no integer program at {path}; a finished run holds one as model.safetensors")
@@ -133,11 +135,20 @@ def load_program(path: Path) -> IntegerProgram:
         raise ModelError(f"{path}: not a readable safetensors file ({error})") from error
     if "integer_program" not in metadata:
         raise ModelError(f"{path}: holds no integer program; expected the model.safetensors of a finished run")
-    content = json.loads(metadata["integer_program"])
-    if content.get("schema_version") != SCHEMA_VERSION:
-        raise ModelError(
-            f"{path}: schema_version {content.get('schema_version')!r}, this version reads {SCHEMA_VERSION}"
-        )
+    try:
+        content = json.loads(metadata["integer_program"])
+        if content.get("schema_version") != SCHEMA_VERSION:
+            raise ModelError(
+                f"{path}: schema_version {content.get('schema_version')!r}, this version reads {SCHEMA_VERSION}"
+            )
+        program = _from_json(content, constants)
+        verify(program)
+    except (AttributeError, IndexError, KeyError, PolicyError, TypeError, ValueError) as error:
+        raise ModelError(f"{path}: its integer program is damaged ({type(error).__name__}: {error})") from error
+    return program
+
+
+def _from_json(content: Any, constants: Mapping[str, Tensor]) -> IntegerProgram:
     tensors = {
         t["name"]: TensorInfo(
             **{**t, "format": Format.parse(t["format"]), "shape": None if t["shape"] is None else tuple(t["shape"])}

@@ -32,6 +32,7 @@ _REQUANTIZED = {"conv2d", "linear", "avg_pool2d", "add", "rescale", "concat"}
 
 def verify(program: IntegerProgram) -> None:
     """Raise ModelError, naming the instruction, unless every sentence below holds of ``program``."""
+    _require(program.input in program.tensors, program.name, "its input has no TensorInfo")
     defined = {program.input}
     for step in program.instructions:
         where = f"{program.name}: {step.layer or step.name}"
@@ -41,6 +42,8 @@ def verify(program: IntegerProgram) -> None:
         _require(set(step.outputs) <= program.tensors.keys(), where, "gives a value without a TensorInfo")
         defined.update(step.outputs)
         _check_formats(program, step, where)
+        missing = sorted(_constants(step) - program.constants.keys())
+        _require(not missing, where, f"the constant {missing[:1]} is missing")
         if step.op in {"conv2d", "linear"}:
             _check_layer(program, step, where)
         if step.op in _REQUANTIZED:
@@ -52,6 +55,13 @@ def verify(program: IntegerProgram) -> None:
             _require(low <= info.low <= info.high <= high, info.name, "its clamp leaves the format's codes")
             _require(low <= info.zero_point <= high, info.name, "its zero point is no code")
             _require(info.scale > 0 and info.scale == info.params.scale, info.name, "its scale is no positive float32")
+
+
+def _constants(step: Instruction) -> set[str]:
+    """Keys of the constants an integer operation reads."""
+    layer = {f"{step.name}.{kind}" for kind in ("weight", "weight_scale", "bias")}
+    epilogues = {f"{name}.{kind}" for name in step.outputs for kind in ("multiplier", "shift", "offset")}
+    return (layer if step.op in {"conv2d", "linear"} else set()) | (epilogues if step.op in _REQUANTIZED else set())
 
 
 def _check_formats(program: IntegerProgram, step: Instruction, where: str) -> None:
