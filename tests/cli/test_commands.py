@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["inspect", "my.toml"],
+        ["cost", "my.toml"],
+        ["cost", "my.toml", "--policy", "uniform:w4a2", "--hardware", "bitfusion"],
+        ["evaluate", "my.toml", "--policy", "uniform:w4a4"],
+    ],
+    ids=" ".join,
+)
+def test_for_people_and_for_programs(project, call, arguments):
+    people = call(*arguments, cwd=project)
+    assert (people.code, people.err) == (0, "")
+    assert people.out.strip()
+    assert max(map(len, people.out.splitlines())) <= 80, "wider than the terminal"
+    programs = call(*arguments, "--json", cwd=project)
+    assert (programs.code, programs.err) == (0, "")
+    assert isinstance(json.loads(programs.out), dict)
+
+
+def test_inspect_lists_layers_with_their_candidates(project, call):
+    found = json.loads(call("inspect", "my.toml", "--json", cwd=project).out)
+    assert [layer["name"] for layer in found["layers"]] == ["stem", "body", "head"]
+    stem, _, head = found["layers"]
+    assert stem["macs"] == 8 * 9 * 16 and stem["candidates"] == {
+        "weight": "int2, int4, int8",
+        "activation": "uint2, uint4, uint8",
+    }
+    assert head["candidates"] == {"weight": "int8", "activation": "uint8"}, "fixed in the recipe"
+    assert found["policies"] == 3**4
+
+
+def test_cost_adds_up_and_follows_the_device(project, call):
+    prices = {}
+    for device in ("bismo-edge", "bitfusion"):
+        found = json.loads(
+            call(
+                "cost", "my.toml", "--policy", "uniform:w4a4", "--hardware", device, "--json", cwd=project
+            ).out
+        )  # fmt: skip
+        assert found["hardware"]["name"] == device
+        assert found["metrics"]["latency_s"] == pytest.approx(sum(layer["latency_s"] for layer in found["layers"]))
+        assert {layer["layer"]: layer["choice"] for layer in found["layers"]}["head"] == "w8a8", "fixed in the recipe"
+        assert 0 < found["metrics"]["latency_s"] <= found["int8_metrics"]["latency_s"]
+        prices[device] = found["metrics"]
+    assert prices["bismo-edge"]["latency_s"] != prices["bitfusion"]["latency_s"]
+    assert prices["bismo-edge"]["size_bytes"] == prices["bitfusion"]["size_bytes"]
+
+
+def test_evaluate_scores_a_policy_file_as_the_run_did(finished, call, tmp_path):
+    """The policy of the run, before its fine-tuning; uniform:w8a8 is the run's int8_accuracy to the last digit."""
+    summary = json.loads((finished.folder / "summary.json").read_text())
+    result = call("evaluate", finished.recipe, "--policy", "uniform:w8a8", "--json", cwd=tmp_path)
+    assert json.loads(result.out)["accuracy"] == summary["int8_accuracy"]
+    result = call(
+        "evaluate", finished.recipe, "--policy", finished.folder / "policy.json", "--json", cwd=tmp_path
+    )  # fmt: skip
+    found = json.loads(result.out)
+    assert found["policy_digest"] == summary["policy_digest"]
+    assert found["metrics"] == summary["metrics"]
+    assert found["samples"] == 200 and found["accuracy"] == pytest.approx(summary["accuracy"], abs=0.1)
+
+
+def test_evaluate_leaves_the_network_of_a_run_alone(finished, call, tmp_path):
+    kept = (finished.folder / "float.safetensors").read_bytes()
+    result = call("cost", finished.recipe, "--set", "train.epochs=1", "--json", cwd=tmp_path)
+    assert result.code == 0, result.err
+    assert (finished.folder / "float.safetensors").read_bytes() == kept
+
+
+def test_export_gives_the_file_of_the_run(finished, call, tmp_path):
+    import onnx
+
+    out = tmp_path / "again.onnx"
+    result = call("export", finished.folder, "--format", "onnx", "--out", out, cwd=tmp_path)
+    assert (result.code, result.err) == (0, "")
+    once, again = onnx.load(finished.folder / "model.onnx"), onnx.load(out)
+    assert again.graph.SerializeToString(deterministic=True) == once.graph.SerializeToString(deterministic=True)
+    assert out.read_bytes() == (finished.folder / "model.onnx").read_bytes(), "and so do its provenance entries"
+
+
+def test_no_arguments_and_help_show_the_commands(project, call):
+    for arguments in ([], ["--help"], ["run", "--help"]):
+        result = call(*arguments, cwd=project)
+        assert result.code == 0 and "haqsearch" in result.out

@@ -1,0 +1,82 @@
+"""kill -9 at any moment, and the same command goes on: nothing told is lost, nothing is evaluated twice."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from .conftest import ENVIRONMENT, EVALUATIONS, HAQSEARCH, command, trials
+
+
+def evaluated(folder: Path) -> int:
+    """Evaluations in the journal of a run that is under way."""
+    journal = folder / "study.journal"
+    return journal.read_bytes().count(b'"evaluation"') if journal.exists() else 0
+
+
+def kill_when(arguments: list[str], cwd: Path, reached: Callable[[], bool], delay: float) -> bool:
+    """Start the command and kill it ``delay`` seconds after ``reached`` holds; whether it was still running then."""
+    process = subprocess.Popen(
+        [*HAQSEARCH, *arguments], cwd=cwd, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    try:
+        end = time.monotonic() + 120
+        while process.poll() is None and not reached() and time.monotonic() < end:
+            time.sleep(0.01)
+        time.sleep(delay)
+        alive = process.poll() is None
+    finally:
+        process.kill()
+        _, err = process.communicate()
+    assert not alive or process.returncode == -signal.SIGKILL
+    assert alive or process.returncode == 0, err.decode()
+    return alive
+
+
+def search_with_kills(finished, folder: Path, moments: list[tuple[str, int, float]]) -> None:
+    """Kill a run at every (stage, evaluations, delay) of ``moments``, then let it end, and compare with the one that was not."""
+    arguments = ["run", str(finished.recipe), "--out", str(folder)]
+    killed = 0
+    for stage, count, delay in moments:
+        reached = {
+            "prepare": lambda: True,
+            "search": lambda count=count: evaluated(folder) >= count,
+            "after": (folder / "trials.parquet").exists,
+        }[stage]
+        killed += kill_when(arguments, folder.parent, reached, delay)
+    assert killed >= len(moments) - 1, "the run ended before it could be killed: the test says nothing"
+    result = command(*arguments, cwd=folder.parent)
+    assert result.code == 0, result.err
+
+    whole, pieces = trials(finished.folder), trials(folder)
+    assert len(pieces) == EVALUATIONS == len({row["policy_digest"] for row in pieces})
+    for name in ("number", "source", "policy_digest", "kl", "latency_s"):
+        assert [row[name] for row in pieces] == [row[name] for row in whole], name
+    summaries = [json.loads((f / "summary.json").read_text()) for f in (finished.folder, folder)]
+    for name in ("policy_digest", "accuracy", "evaluations", "metrics"):
+        assert summaries[0][name] == summaries[1][name]
+
+
+def test_killed_twice(finished, tmp_path):
+    chance = random.Random(0)
+    counts = sorted(chance.sample(range(1, EVALUATIONS), 2))
+    search_with_kills(finished, tmp_path / "run", [("search", count, chance.uniform(0, 0.2)) for count in counts])
+
+
+@pytest.mark.slow
+def test_killed_at_five_moments_from_the_start_to_the_report(finished, tmp_path):
+    chance = random.Random(1)
+    counts = sorted(chance.sample(range(1, EVALUATIONS), 3))
+    moments = [
+        ("prepare", 0, chance.uniform(2.5, 6)),
+        *[("search", count, chance.uniform(0, 0.2)) for count in counts],
+        ("after", 0, chance.uniform(0, 0.5)),
+    ]
+    search_with_kills(finished, tmp_path / "run", moments)
