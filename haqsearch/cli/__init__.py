@@ -13,6 +13,7 @@ COMMANDS = {
     "cost": "haqsearch.cli.cost",
     "evaluate": "haqsearch.cli.evaluate",
     "export": "haqsearch.cli.export",
+    "results": "haqsearch.cli.results",
 }
 
 _INTERRUPTED = 130  # what typer makes of Ctrl-C

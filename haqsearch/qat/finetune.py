@@ -59,11 +59,9 @@ def finetune(
     ModelError if the loss stops being finite.
     """
     network = QuantizedNetwork(graph, policy, ranges, weights, plan)
-    groups = [
-        {"params": list(network.trained.parameters())},
-        {"params": list(network.log_factors.parameters()), "lr": settings.learning_rate * _SCALE_RATE},
-    ]
-    optimizer = torch.optim.Adam([group for group in groups if group["params"]], settings.learning_rate)
+    optimizer = torch.optim.Adam(network.trained.parameters(), settings.learning_rate)
+    if factors := list(network.log_factors.parameters()):
+        optimizer.add_param_group({"params": factors, "lr": settings.learning_rate * _SCALE_RATE})
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(settings.steps, 1))
     generator = torch.Generator().manual_seed(settings.seed)
     inputs = splits.train[0]

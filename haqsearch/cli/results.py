@@ -1,0 +1,77 @@
+"""haqsearch results: the table of finished runs, as it stands in the README."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+_HEAD = (
+    "| run | budget | float | 8 bits | best uniform, untrained | **haqsearch** | cost, share of 8 bits | evaluations | minutes |\n"
+    "|---|---|---|---|---|---|---|---|---|\n"
+)
+
+
+def command(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of run folders.")] = Path("results"),
+    write: Annotated[
+        Optional[Path],
+        typer.Option("--write", metavar="FILE", help="Put the table between the results marks of this Markdown file."),
+    ] = None,
+) -> None:
+    """Table of every finished run under DIR, from their summary.json: accuracy on the report split, costs, time."""
+    from haqsearch.errors import DataError
+    from haqsearch.files import write_text_atomic
+
+    text = table(folder)
+    if write is None:
+        print(text)
+        return
+    page = write.read_text(encoding="utf-8") if write.is_file() else ""
+    if page.count(BEGIN) != 1 or page.count(END) != 1:
+        raise DataError(f"{write}: needs one line {BEGIN} and one line {END} around the place of the table")
+    before, after = page.split(BEGIN)[0], page.split(END)[1]
+    write_text_atomic(write, f"{before}{BEGIN}\n{text}\n{END}{after}")
+
+
+def table(folder: Path) -> str:
+    """Markdown table of the runs in ``folder``, by name, with the versions and machine each was made on."""
+    from haqsearch.errors import DataError
+
+    rows, notes = [], {}
+    for path in sorted(folder.glob("*/summary.json")):
+        try:
+            summary = json.loads(path.read_text(encoding="utf-8"))
+            rows.append(_row(summary))
+            environment = json.loads((path.parent / "environment.json").read_text(encoding="utf-8"))
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{path.parent}: not the folder of a finished run ({error})") from None
+        machine = f"{environment['processor']}, {environment['cores']} cores"
+        versions = f"torch {environment['torch']}, commit {environment['commit']}"
+        notes.setdefault(f"{machine}; {versions}", []).append(path.parent.name)
+    if not rows:
+        raise DataError(f"{folder}: no finished run in it; haqsearch run writes one")
+    made = "; ".join(f"{', '.join(names)} on {where}" for where, names in notes.items())
+    return (
+        _HEAD + "\n".join(rows) + f"\n\nAccuracies are on data the search never saw. Made by `haqsearch run`: {made}."
+    )
+
+
+def _row(summary: dict[str, Any]) -> str:
+    uniform = summary["uniform"]
+    shares = [f"{b['value'] / summary['int8_metrics'][b['metric']]:.3f} {b['metric']}" for b in summary["budget"]]
+    cells = [
+        f"{summary['model']} on {summary['hardware']['name']}, {summary['agent']}",
+        "; ".join(f"`{b['text']}`" for b in summary["budget"]),
+        f"{summary['float_accuracy']:.2%}",
+        "" if summary["int8_accuracy"] is None else f"{summary['int8_accuracy']:.2%}",
+        f"{uniform['accuracy']:.2%} ({uniform['policy']})" if uniform else "",
+        f"**{summary['accuracy']:.2%}**",
+        "; ".join(shares),
+        f"{summary['evaluations']}",
+        f"{sum(summary['seconds'].values()) / 60:.1f}",
+    ]
+    return "| " + " | ".join(cells) + " |"
