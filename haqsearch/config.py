@@ -38,9 +38,13 @@ class PtqSettings(_Section):
 
 
 class QatSettings(_Section):
-    """Fine-tuning of the best ``candidates`` policies for ``steps`` steps; candidates 0: no training."""
+    """Fine-tuning of the best ``candidates`` policies for ``steps`` steps; candidates 0: no training.
+
+    ``baseline``: the best uniform policy is fine-tuned likewise, so that the search is compared with its equal.
+    """
 
     candidates: int = Field(2, ge=0)
+    baseline: bool = True
     steps: int = Field(300, ge=1)
     batch: int = Field(128, ge=1)
     learning_rate: float = Field(1e-4, gt=0)

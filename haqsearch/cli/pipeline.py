@@ -84,6 +84,8 @@ class Run:
 
     def __call__(self) -> dict[str, Any]:
         """Do everything; the summary that is also in ``summary.json``."""
+        from haqsearch.search.records import best_of
+
         self._threads()
         self._same_recipe()
         with self.clock.stage("prepare", self.began):
@@ -93,10 +95,16 @@ class Run:
         if summary.exhausted:
             self.say(f"search ended early: {summary.exhausted}")
         winners = self._feasible(records)
+        qat = self.assembly.recipe.qat
         with self.clock.stage("qat"):
-            candidates = self._finetune(winners[: self.assembly.recipe.qat.candidates])
+            candidates = self._finetune(winners[: qat.candidates])
+        baseline = best_of([r for r in records if r.source == "uniform"])
+        tuned_baseline: list[Candidate] = []
+        if baseline and qat.candidates and qat.baseline:
+            with self.clock.stage("qat_baseline"):
+                tuned_baseline = self._finetune([baseline])
         with self.clock.stage("report"):
-            return self._finish(records, winners, candidates)
+            return self._finish(records, winners, candidates, baseline, tuned_baseline)
 
     # -- stages ---------------------------------------------------------------------------------------------------
 
@@ -217,7 +225,14 @@ class Run:
 
     # -- outcome --------------------------------------------------------------------------------------------------
 
-    def _finish(self, records: list[Record], winners: list[Record], trained: list[Candidate]) -> dict[str, Any]:
+    def _finish(
+        self,
+        records: list[Record],
+        winners: list[Record],
+        trained: list[Candidate],
+        baseline: Record | None,
+        tuned_baseline: list[Candidate],
+    ) -> dict[str, Any]:
         from haqsearch.export import exporter
         from haqsearch.report import write_report
         from haqsearch.runtime import save_program
@@ -226,10 +241,12 @@ class Run:
         objective = OBJECTIVES[a.recipe.objective]
         first = winners[0]
         untrained = Candidate(first.policy, a.prepared.lower(first.policy), first.evaluation)
-        best = max([untrained, *trained], key=lambda c: objective.score(c.evaluation))
+        best = max([untrained, *trained, *tuned_baseline], key=lambda c: objective.score(c.evaluation))
         self.say("scoring the winner on the report split")
         scores = a.evaluator.score(best.program, "report")
         summary = self._summary(records, best, scores)
+        if baseline:
+            summary["uniform"] = self._uniform(baseline, tuned_baseline)
         provenance = {"haqsearch.policy_digest": best.policy.digest, "haqsearch.version": haqsearch.__version__}
         save_program(best.program, self.folder / "model.safetensors", provenance)
         write_json_atomic(self.folder / "policy.json", self._policy_json(best))
@@ -265,7 +282,7 @@ class Run:
             "loss": scores.loss,
             "kl": scores.kl,
             "int8_accuracy": self._int8_accuracy(),
-            "uniform": self._uniform(records),
+            "uniform": None,
             "feasible": all(limit.met(costs) for limit in a.limits),
             "metrics": costs,
             "int8_metrics": a.meter.int8(),
@@ -294,18 +311,18 @@ class Run:
         int8 = Policy.uniform(a.prepared.spec, Choice.parse("w8a8"))
         return a.evaluator.score(a.prepared.lower(int8), "report").accuracy
 
-    def _uniform(self, records: list[Record]) -> dict[str, Any] | None:
+    def _uniform(self, best: Record, tuned: list[Candidate]) -> dict[str, Any]:
         """The baseline: the best single width pair inside the budget, chosen on the search split, reported like the winner."""
-        from haqsearch.search.records import best_of
-
-        best = best_of([r for r in records if r.source == "uniform"])
-        if best is None:
-            return None
         a = self.assembly
         free = [v for v in a.space.variables if len(v.candidates) > 1]
-        pair = str(best.policy[free[0].layers[0]]) if free else "fixed"
         scores = a.evaluator.score(a.prepared.lower(best.policy), "report")
-        return {"policy": pair, "accuracy": scores.accuracy, "kl": scores.kl, "metrics": dict(best.evaluation.metrics)}
+        return {
+            "policy": str(best.policy[free[0].layers[0]]) if free else "fixed",
+            "accuracy": scores.accuracy,
+            "finetuned_accuracy": a.evaluator.score(tuned[0].program, "report").accuracy if tuned else None,
+            "kl": scores.kl,
+            "metrics": dict(best.evaluation.metrics),
+        }
 
     def _policy_json(self, best: Candidate) -> dict[str, Any]:
         a = self.assembly

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
-_HEAD = (
-    "| run | budget | float | 8 bits | best uniform, untrained | **haqsearch** | cost, share of 8 bits | evaluations | minutes |\n"
-    "|---|---|---|---|---|---|---|---|---|\n"
+_COLUMNS = ("run", "budget", "float", "8 bits", "best uniform", "haqsearch", "cost / 8 bits", "evaluations", "minutes")
+_NOTE = (
+    "Accuracies are the integer program's, on data the search never saw. Best uniform: the best single pair of widths "
+    "inside the budget, fine-tuned as the search's own policies are (untrained)."
 )
 
 
 def command(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of run folders.")] = Path("results"),
     write: Annotated[
-        Optional[Path],
+        Path | None,
         typer.Option("--write", metavar="FILE", help="Put the table between the results marks of this Markdown file."),
     ] = None,
 ) -> None:
@@ -41,7 +42,8 @@ def table(folder: Path) -> str:
     """Markdown table of the runs in ``folder``, by name, with the versions and machine each was made on."""
     from haqsearch.errors import DataError
 
-    rows, notes = [], {}
+    rows: list[str] = []
+    notes: dict[str, list[str]] = {}
     for path in sorted(folder.glob("*/summary.json")):
         try:
             summary = json.loads(path.read_text(encoding="utf-8"))
@@ -55,9 +57,13 @@ def table(folder: Path) -> str:
     if not rows:
         raise DataError(f"{folder}: no finished run in it; haqsearch run writes one")
     made = "; ".join(f"{', '.join(names)} on {where}" for where, names in notes.items())
-    return (
-        _HEAD + "\n".join(rows) + f"\n\nAccuracies are on data the search never saw. Made by `haqsearch run`: {made}."
-    )
+    head = [f"| {' | '.join(_COLUMNS)} |", "|---" * len(_COLUMNS) + "|"]
+    return "\n".join([*head, *rows, "", f"{_NOTE} Made by `haqsearch run`: {made}."])
+
+
+def _uniform(uniform: dict[str, Any]) -> str:
+    tuned, untrained = uniform["finetuned_accuracy"], f"{uniform['accuracy']:.2%}"
+    return f"{uniform['policy']}: " + (untrained if tuned is None else f"{tuned:.2%} ({untrained})")
 
 
 def _row(summary: dict[str, Any]) -> str:
@@ -68,7 +74,7 @@ def _row(summary: dict[str, Any]) -> str:
         "; ".join(f"`{b['text']}`" for b in summary["budget"]),
         f"{summary['float_accuracy']:.2%}",
         "" if summary["int8_accuracy"] is None else f"{summary['int8_accuracy']:.2%}",
-        f"{uniform['accuracy']:.2%} ({uniform['policy']})" if uniform else "",
+        _uniform(uniform) if uniform else "",
         f"**{summary['accuracy']:.2%}**",
         "; ".join(shares),
         f"{summary['evaluations']}",

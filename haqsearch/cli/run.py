@@ -36,6 +36,12 @@ def command(
         raise typer.Exit(1)
 
 
+def _uniform(uniform: dict[str, Any]) -> str:
+    tuned = uniform["finetuned_accuracy"]
+    trained = "" if tuned is None else f" ({tuned:.2%} fine-tuned)"
+    return f"{uniform['policy']} {uniform['accuracy']:.2%}{trained}"
+
+
 def _print(summary: dict[str, Any], folder: Path) -> None:
     from rich.console import Console
 
@@ -43,11 +49,7 @@ def _print(summary: dict[str, Any], folder: Path) -> None:
     console.print(
         f"\naccuracy [bold]{summary['accuracy']:.2%}[/bold] on the report split; float {summary['float_accuracy']:.2%}"
         + (f", 8 bits {summary['int8_accuracy']:.2%}" if summary["int8_accuracy"] is not None else "")
-        + (
-            f", uniform {summary['uniform']['policy']} {summary['uniform']['accuracy']:.2%}"
-            if summary["uniform"]
-            else ""
-        )
+        + (f", uniform {_uniform(summary['uniform'])}" if summary["uniform"] else "")
     )
     for budget in summary["budget"]:
         met = "met" if budget["met"] else "[red]exceeded[/red]"

@@ -189,7 +189,8 @@ def _kpis(run: Run) -> str:
     if int8 is not None:
         cards.append(("Against int8", points(None if accuracy is None else accuracy - int8), f"int8 {percent(int8)}"))
     uniform = run.mapping("uniform")
-    if (flat := finite(uniform.get("accuracy"))) is not None:
+    tuned = finite(uniform.get("finetuned_accuracy"))  # the baseline had the same training, if there was any
+    if (flat := finite(uniform.get("accuracy")) if tuned is None else tuned) is not None:
         gain = None if accuracy is None else accuracy - flat
         cards.append(("Against best uniform", points(gain), f"{uniform.get('policy') or 'uniform'}: {percent(flat)}"))
     for metric in run.metrics[: max(len(run.budget), 2)]:
