@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from importlib import import_module
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    import typer
 
 COMMANDS = {
     "run": "haqsearch.cli.run",
@@ -19,14 +22,9 @@ COMMANDS = {
 _INTERRUPTED = 130  # what typer makes of Ctrl-C
 
 
-def main() -> None:
-    """Entry point. A mistake of the user's ends with one line on standard error and exit code 2, never a traceback."""
-    # Before torch is loaded: OpenMP's threads spin while they wait, which on a busy machine slows small networks twentyfold.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
+def build_app() -> typer.Typer:
+    """The command with all its sub-commands."""
     import typer
-
-    from haqsearch.errors import HaqError
 
     app = typer.Typer(
         no_args_is_help=True,
@@ -36,8 +34,18 @@ def main() -> None:
     )
     for name, module in COMMANDS.items():
         app.command(name)(import_module(module).command)
+    return app
+
+
+def main() -> None:
+    """Entry point. A mistake of the user's ends with one line on standard error and exit code 2, never a traceback."""
+    # Before torch is loaded: OpenMP's threads spin while they wait, which on a busy machine slows small networks twentyfold.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+    from haqsearch.errors import HaqError
+
     try:
-        code = app(args=sys.argv[1:] or ["--help"], standalone_mode=False)
+        code = build_app()(args=sys.argv[1:] or ["--help"], standalone_mode=False)
     except HaqError as error:
         _fail(str(error))
     except OSError as error:  # no space, no permission, a folder where a file should be

@@ -191,6 +191,7 @@ ARGUMENTS: dict[str, tuple[list[str], list[str]]] = {
         ["board", "w3a8", "'stem'"],
     ),
     "cost on no device": (["cost", "my.toml", "--hardware", "bitfussion"], ["did you mean 'bitfusion'"]),
+    "results of nothing": (["results", "nowhere"], ["nowhere", "no finished run"]),
     "export of nothing": (["export", "nowhere", "--out", "x.onnx"], ["nowhere", "no such run folder"]),
     "export of an unfinished run": (["export", ".", "--out", "x.onnx"], ["model.safetensors", "finished run"]),
     "export to an unknown format": (["export", ".", "--format", "onx", "--out", "x.onnx"], ["'onx'", "'onnx'"]),

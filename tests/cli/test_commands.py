@@ -86,6 +86,21 @@ def test_export_gives_the_file_of_the_run(finished, call, tmp_path):
     assert out.read_bytes() == (finished.folder / "model.onnx").read_bytes(), "and so do its provenance entries"
 
 
+def test_results_is_a_table_that_goes_into_a_page(finished, call, tmp_path):
+    result = call("results", finished.folder.parent, cwd=tmp_path)
+    assert (result.code, result.err) == (0, "") and "digits_cnn on bismo-edge" in result.out
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- results:begin -->\nold\n<!-- results:end -->\nafter\n")
+    for _ in range(2):  # the second time changes nothing
+        assert call("results", finished.folder.parent, "--write", page, cwd=tmp_path).code == 0
+        text = page.read_text()
+        assert text.startswith("before\n<!-- results:begin -->\n|") and text.endswith("<!-- results:end -->\nafter\n")
+        assert text.count("digits_cnn") == 1 and "old" not in text
+    page.write_text("no marks")
+    result = call("results", finished.folder.parent, "--write", page, cwd=tmp_path)
+    assert result.code == 2 and "page.md" in result.err and page.read_text() == "no marks"
+
+
 def test_no_arguments_and_help_show_the_commands(project, call):
     for arguments in ([], ["--help"], ["run", "--help"]):
         result = call(*arguments, cwd=project)

@@ -43,7 +43,7 @@ def test_summary_says_what_the_issue_lists(finished):
         assert budget["met"] is True and budget["value"] <= budget["limit"]
         assert budget["value"] == summary["metrics"][budget["metric"]]
     assert summary["budget"][0]["limit"] == pytest.approx(0.6 * summary["int8_metrics"]["latency_s"])
-    assert set(summary["seconds"]) == {"prepare", "search", "qat", "report"}
+    assert set(summary["seconds"]) >= {"prepare", "search", "qat", "report"}
     assert all(0 < seconds < 300 for seconds in summary["seconds"].values())
     assert summary["splits"] == {"calibrate": 64, "search": 100, "report": 200}
 
