@@ -104,7 +104,10 @@ class QuantizedNetwork(nn.Module):
                     node, [inputs[name] for name in node.inputs], self._weight(node), self.parameter(node.bias)
                 )
             stream = self._quantize(node, "stream", value) if "stream" in slots else value
-            values[node.name] = {slot: self._quantize(node, slot, stream) for slot in slots if slot != "stream"}
+            whole = (
+                value if node.op in {"input", "float"} else stream
+            )  # what is real is quantized to each format directly
+            values[node.name] = {slot: self._quantize(node, slot, whole) for slot in slots if slot != "stream"}
             if "stream" in slots:
                 values[node.name]["stream"] = stream
         slot = self.plan.slots[self.graph.output][-1]

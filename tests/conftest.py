@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def data_root(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Folders with CIFAR-10 in its binary layout and the checkpoints: HAQSEARCH_DATA, or ``shared/data`` beside the checkout.
+
+    Where CIFAR-10 lies packed, it is unpacked once, into a folder that later sessions find again.
+    """
+    named = [Path(part) for part in os.environ.get("HAQSEARCH_DATA", "").split(os.pathsep) if part]
+    roots = [folder for folder in [*named, CHECKOUT.parent / "shared" / "data"] if folder.is_dir()]
+    if any((root / "cifar-10-batches-bin").is_dir() for root in roots):
+        return roots
+    packed = next(
+        (root for root in roots if (root / "unpack.py").is_file() and (root / "cifar10_test.npz").is_file()), None
+    )
+    if packed is None:
+        pytest.skip("needs CIFAR-10 and the ResNet-20 checkpoint: set HAQSEARCH_DATA to the folder that holds them")
+    unpacked = tmp_path_factory.getbasetemp().parent / "haqsearch-cifar10"
+    subprocess.run(
+        [sys.executable, str(packed / "unpack.py"), str(unpacked), "--only", "cifar10"], check=True, timeout=120
+    )
+    return [*roots, unpacked]
+
+
+@pytest.fixture(scope="session")
+def digits():
+    """(Prepared digits_cnn trained on the digits, its splits), ready in seconds."""
+    from haqsearch.data import split
+    from haqsearch.data.digits import load
+    from haqsearch.evaluate import prepare_network
+    from haqsearch.models.digits_cnn import digits_cnn
+    from haqsearch.models.train import train_float
+
+    splits = split(load([]), calibrate=256, search=250, report=250, seed=0)
+    model = train_float(digits_cnn, splits, epochs=6, batch=64, learning_rate=4e-3, seed=0)
+    return prepare_network(model, splits, "digits_cnn"), splits
+
+
+@pytest.fixture(scope="session")
+def resnet20_cifar10(data_root: list[Path]):
+    """(Prepared ResNet-20 with its public weights, CIFAR-10's splits)."""
+    from safetensors.torch import load_file
+
+    from haqsearch.data import DataSet, split
+    from haqsearch.data.cifar10 import FOLDER, _read
+    from haqsearch.evaluate import prepare_network
+    from haqsearch.models.resnet_cifar import resnet20
+
+    weights = next(
+        (
+            root / "resnet20_cifar10.safetensors"
+            for root in data_root
+            if (root / "resnet20_cifar10.safetensors").is_file()
+        ),
+        None,
+    )
+    if weights is None:
+        pytest.skip(f"needs resnet20_cifar10.safetensors in one of {', '.join(map(str, data_root))}")
+    model = resnet20()
+    model.load_state_dict(load_file(weights))
+    folder = next(root / FOLDER for root in data_root if (root / FOLDER).is_dir())
+    some = DataSet(
+        "cifar10", *_read(folder / "data_batch_1.bin"), *_read(folder / "test_batch.bin")
+    )  # a fifth is enough
+    splits = split(some, calibrate=256, search=1000, report=2000, seed=0)
+    return prepare_network(model.eval(), splits, "resnet20"), splits
