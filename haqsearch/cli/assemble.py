@@ -95,7 +95,8 @@ class Assembly:
 
     @property
     def model_name(self) -> str:
-        return self.recipe.model.rpartition(":")[2]
+        """A zoo name as it is; of ``my_package.my_net:build`` what tells it from others: ``my_net``."""
+        return self.recipe.model.partition(":")[0].rpartition(".")[2]
 
     @cached_property
     def network(self) -> nn.Module:

@@ -14,7 +14,8 @@ def command(
     format: Annotated[str, typer.Option("--format", metavar="NAME", help="Export format.")] = "onnx",
 ) -> None:
     """Export the chosen policy of a finished run."""
-    from haqsearch import __version__
+    from safetensors import safe_open
+
     from haqsearch.errors import ExportError
     from haqsearch.export import exporter
     from haqsearch.runtime import load_program
@@ -23,7 +24,9 @@ def command(
     if not run.is_dir():
         raise ExportError(f"{run}: no such run folder; haqsearch run writes one")
     program = load_program(run / "model.safetensors")
+    with safe_open(str(run / "model.safetensors"), framework="pt") as file:
+        provenance = {key: text for key, text in sorted(file.metadata().items()) if key.startswith("haqsearch.")}
     if not out.parent.is_dir():
         raise ExportError(f"{out.parent}: no such folder to write {out.name} into")
-    write(program, out, {"haqsearch.version": __version__})
+    write(program, out, provenance)
     print(f"{out}: {out.stat().st_size:,} bytes")

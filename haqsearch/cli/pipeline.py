@@ -203,7 +203,8 @@ class Run:
             if file.is_file():
                 tuned = load_finetuned(file, prepared.graph, weights)
             else:
-                self.say(f"fine-tuning {number} of {len(chosen)}: {policy.digest}, {qat.steps} steps")
+                what = "the uniform baseline" if record.source == "uniform" else f"{number} of {len(chosen)}"
+                self.say(f"fine-tuning {what}: {policy.digest}, {qat.steps} steps")
                 ranges, splits = prepared.ranges, a.splits
                 tuned = finetune(
                     prepared.graph,

@@ -110,10 +110,13 @@ class _Writer:
             case "reshape" | "slice" | "pad" | "max_pool2d":
                 self._move(step, outputs[0])
                 return
-            case "float" | "dequantize":
-                layer = step.layer or step.attributes.get("target", step.name)
+            case "dequantize":
+                self.real[step.outputs[0]] = self._dequantized(step.inputs[0])
+                return
+            case "float":
+                layer = step.layer or step.attributes["target"]
                 raise ExportError(
-                    f"{layer}: runs in float32, which this ONNX export cannot express; quantize it or leave it out"
+                    f"{layer}: runs in float32, which this ONNX export cannot express; model.safetensors holds the program"
                 )
         inputs = [self._dequantized(name) for name in step.inputs]
         at = step.attributes

@@ -48,19 +48,27 @@ def _layer(graph: Graph, node: Node, tie: str) -> LayerSpec:
 
 
 def _float_layer(graph: Graph, node: Node) -> LayerSpec:
-    """A layer no integer kernel computes. Its multiply-accumulates are taken as every weight used once per output position."""
+    """A layer no integer kernel computes; its cost is counted as float32's.
+
+    All its weight matrices count as one of as many rows as the first. Every weight is used once per output position of a
+    convolution (per input position of a transposed one), else once per vector of the input (a time step, say).
+    """
+    keys = [key for key in sorted(node.parameters) if graph.parameters[key].ndim >= 2]
     weight = tuple(graph.parameters[node.weight].shape)
-    shape = node.shape or (1,)
+    if len(keys) > 1:
+        weight = (weight[0], -(-sum(graph.parameters[key].numel() for key in keys) // weight[0]))
     target = node.attributes["target"].split(".")[1]
-    positions = prod(shape[1:]) if len(shape) == 3 else prod(shape[:-1])
+    shape = node.shape or (1,)
     in_shape = graph[node.inputs[0]].shape or (1,)
+    grid = in_shape if "transpose" in target else shape
+    positions = prod(grid[1:]) if "conv" in target else prod(in_shape[:-1])
     return LayerSpec(
         name=node.layer,
         op=target,
         in_shape=in_shape,
         weight_shape=weight,
         out_shape=shape,
-        macs=prod(weight) * max(positions, 1),
+        macs=prod(weight) * positions,
         has_bias=False,
         inputs=_producers(graph, node),
         quantizable=False,

@@ -27,6 +27,8 @@ class Choice:
     def __str__(self) -> str:
         if self.weight.kind == "int" and self.activation.kind == "uint":
             return f"w{self.weight.width}a{self.activation.width}"
+        if self == FLOAT_CHOICE:
+            return str(self.weight)
         return f"{self.weight}/{self.activation}"
 
     @classmethod
