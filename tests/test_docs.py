@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import sys
 import tomllib
 from pathlib import Path
 
@@ -124,6 +125,17 @@ def test_names_in_the_recipe_table_are_the_names_there_are():
         assert said == set(names), f"{key}: README names {sorted(said)}, there are {sorted(names)}"
 
 
+@pytest.fixture
+def forgetful():
+    """README's modules are imported here, and forgotten again."""
+    names = [Path(name).stem for name in files_of_readme()]
+    assert not set(names) & sys.modules.keys()
+    yield
+    for name in names:
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.usefixtures("forgetful")
 def test_what_the_readme_says_about_ones_own_runs(tmp_path, monkeypatch, capsys):
     """README's model, data, device and recipe, side by side in a folder: searched, evaluated, exported."""
     from haqsearch.cli import main

@@ -23,7 +23,7 @@ def test_model_weights_data_device_and_agent_beside_the_recipe(project, call, tm
     )  # fmt: skip
     assert result.code == 0, result.err
     summary = json.loads((elsewhere / "out" / "summary.json").read_text())
-    assert summary["hardware"]["name"] == "board" and summary["model"] == "build"
+    assert summary["hardware"]["name"] == "board" and summary["model"] == "my_net"
     assert summary["evaluations"] == 8 and summary["feasible"]
     assert "my_agent:Widest" in (elsewhere / "out" / "recipe.toml").read_text()
 
