@@ -56,6 +56,7 @@ def command(
 def _print(
     device: dict[str, Any], costs: dict[str, float], int8: dict[str, float], layers: list[dict[str, Any]]
 ) -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
@@ -63,12 +64,12 @@ def _print(
 
     console = Console(highlight=False)
     names = [name for name in costs if name in layers[0]]
-    table = Table(title=f"{device['name']}, batch {device['batch']}")
+    table = Table(title=f"{device['name']}, batch {device['batch']}", box=SIMPLE_HEAD, padding=0, collapse_padding=True)
     table.add_column("layer", no_wrap=True)
-    table.add_column("bits")
+    table.add_column("bits", no_wrap=True)
     for name in names:
-        table.add_column(name.rsplit("_", 1)[0], justify="right")
-    table.add_column("bound by")
+        table.add_column(name.rsplit("_", 1)[0], justify="right", no_wrap=True)
+    table.add_column("bound by", no_wrap=True)
     for layer in layers:
         table.add_row(layer["layer"], layer["choice"], *[quantity(name, layer[name]) for name in names], layer["bound"])
     console.print(table)
