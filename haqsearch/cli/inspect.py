@@ -7,6 +7,7 @@ from haqsearch.cli.options import AsJson, DataRoot, Overrides, RecipePath, assem
 
 def command(recipe: RecipePath, set_: Overrides = None, data_root: DataRoot = None, json: AsJson = False) -> None:
     """Layers, shapes, multiply-accumulates and ties of a recipe's model, and its search space."""
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
@@ -29,12 +30,12 @@ def command(recipe: RecipePath, set_: Overrides = None, data_root: DataRoot = No
         )
         return
     console = Console(highlight=False)
-    table = Table(title=f"{spec.name}, input {_shape(spec.input_shape)}")
-    table.add_column("layer", no_wrap=True)
+    table = Table(title=f"{spec.name}, input {_shape(spec.input_shape)}", box=SIMPLE_HEAD, padding=0)
+    table.add_column("layer", overflow="fold")
     for name in ("op", "in", "out"):
-        table.add_column(name, overflow="fold")
+        table.add_column(name, no_wrap=True)
     for name in ("weights", "MACs"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     table.add_column("reads with", overflow="fold")
     for layer in spec:
         tied = [name for name in spec.ties.get(layer.activation_tie, ()) if name != layer.name]

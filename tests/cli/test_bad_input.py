@@ -147,7 +147,10 @@ RECIPES: dict[str, tuple[Change, list[str]]] = {
     "model is none": (replace("return Net()", "return 3", "my_net.py"), ["my_net:build", "int", "torch.nn.Module"]),
     "data raises": (replace("digits = load", "digits = lode", "my_net.py"), ["my_net:load", "NameError", r"my_net.py:\d+"]),
     "data is none": (replace("return digits.images", "return 3; digits.images", "my_net.py"), ["my_net:load", "gives int"]),
-    "data of another shape": (replace("digits.images[:400, None]", "digits.images[:400]", "my_net.py"), ["my_net", "shape", "channels"]),
+    "data of another shape": (
+        replace("digits.images[:400, None]", "digits.images[:400]", "my_net.py"),
+        ["my_net", r"shape \(2, 8, 8\)", "channels"],
+    ),
     "agent raises": (
         lambda project: (recipe("agent = 'my_agent:A'")(project), (project / "my_agent.py").write_text("1 / 0\n")) and None,
         ["my_agent:A", "ZeroDivisionError", "my_agent.py:1"],
