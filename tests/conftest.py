@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+# Read by torch when it is first imported. On busy cores two threads that wait for each other take five times as long as one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 CHECKOUT = Path(__file__).parents[1]
 
 
