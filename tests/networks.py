@@ -10,12 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from haqsearch.evaluate import Prepared
-from haqsearch.graph import Graph, model_spec, trace
-from haqsearch.graph.plan import make_plan
-from haqsearch.graph.ranges import calibrate
+from haqsearch.data import Splits
+from haqsearch.evaluate import Prepared, prepare_network
+from haqsearch.graph import Graph, trace
 from haqsearch.models.digits_cnn import digits_cnn
-from haqsearch.ptq import prepare
 from haqsearch.spec import Choice, Format, Policy
 
 
@@ -243,8 +241,8 @@ def trained_digits_cnn(seed: int = 0) -> nn.Module:
 
 def prepared(model: nn.Module, calibration: Tensor, name: str = "net") -> Prepared:
     """Network ready to be lowered, calibrated on ``calibration``."""
-    graph: Graph = prepare(trace(model, calibration[:1], name))
-    return Prepared(graph, model_spec(graph), make_plan(graph), calibrate(graph, [calibration]))
+    part = (calibration, torch.zeros(len(calibration), dtype=torch.int64))
+    return prepare_network(model, Splits(part, part, part, part), name)
 
 
 @cache
@@ -255,8 +253,8 @@ def traced(name: str) -> Graph:
 
 @cache
 def small(name: str) -> Prepared:
-    graph = prepare(traced(name))
-    return Prepared(graph, model_spec(graph), make_plan(graph), calibrate(graph, [inputs(name, 64, 1)]))
+    """The network ready to be lowered."""
+    return prepared(build(name), inputs(name, 64, 1), name)
 
 
 def random_policy(ready: Prepared, seed: int, low: int = 2, high: int = 8) -> Policy:

@@ -83,18 +83,17 @@ def test_weights_no_kernel_takes_are_a_value(evaluator, weight):
     assert "classifier" in got.error
 
 
-def test_changing_one_layer_quantizes_that_layer_only(digits):
-    prepared, splits = digits
-    fresh = replace(prepared, _weights={})
-    evaluator = Evaluator(fresh, splits, Bits(), LIMITS)
-    policy = uniform(evaluator, "w8a8")
-    evaluator.evaluate(policy)
-    before = dict(fresh._weights)
-    assert before.keys() == {(layer.name, Format("int", 8)) for layer in fresh.spec}
-    evaluator.evaluate(policy.replace("conv1.conv", weight=Format("int", 3)))
-    assert fresh._weights.keys() - before.keys() == {("conv1.conv", Format("int", 3))}
-    evaluator.evaluate(policy)
-    assert all(fresh._weights[key] is value for key, value in before.items())
+def test_changing_one_layer_quantizes_that_layer_only(evaluator):
+    prepared, policy = evaluator.prepared, uniform(evaluator, "w7a8")
+    changed = policy.replace("conv1.conv", weight=Format("int", 3))
+    first = evaluator.prepared.lower(policy)
+    made = {layer: prepared.weight(layer, choice.weight) for layer, choice in policy.items()}
+    second = evaluator.prepared.lower(changed)
+    assert all(prepared.weight(layer, choice.weight) is made[layer] for layer, choice in policy.items())
+    for step in first.instructions:
+        if step.layer:
+            same = second.constants[f"{step.name}.weight"] is first.constants[f"{step.name}.weight"]
+            assert same == (step.layer != "conv1.conv")
 
 
 def test_nan_in_the_calibration_split_is_refused(digits):
