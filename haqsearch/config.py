@@ -32,9 +32,10 @@ class SplitSettings(_Section):
 
 
 class PtqSettings(_Section):
-    """Post-training quantization. ``plain``: least-squared-error ranges and nearest rounding."""
+    """Post-training quantization. ``plain``: least-squared-error ranges and nearest rounding. ``fast``: weights rounded, once
+    per layer and width, so that the layer's output stays close, with bias correction; better below 6 bits."""
 
-    preset: Literal["plain"] = "plain"
+    preset: Literal["plain", "fast"] = "plain"
 
 
 class QatSettings(_Section):

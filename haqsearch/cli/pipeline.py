@@ -90,6 +90,8 @@ class Run:
         self._same_recipe()
         with self.clock.stage("prepare", self.began):
             self._prepare()
+        with self.clock.stage("round_weights"):
+            self._round_weights()
         with self.clock.stage("search"):
             records, summary = self._search()
         if summary.exhausted:
@@ -148,6 +150,15 @@ class Run:
         where, name = (recipe.storage, self.folder.name) if recipe.storage else (self.folder, "search")
         self.study = open_study(where, name, f"{recipe.digest}-{a.weights_digest}-{a.device.digest}")
         write_text_atomic(self.folder / RECIPE_FILE, to_toml(recipe))
+
+    def _round_weights(self) -> None:
+        """Integer weights of every layer in every format of the search space, where making them takes time."""
+        from haqsearch.evaluate import WeightBank
+
+        bank = self.assembly.prepared.weight
+        if isinstance(bank, WeightBank):
+            variables = [v for v in self.assembly.space.variables if v.role == "weight"]
+            bank.prepare(((v.layers[0], format) for v in variables for format in v.candidates), self.say)
 
     def _search(self) -> tuple[list[Record], Summary]:
         from haqsearch.search.loop import run_search

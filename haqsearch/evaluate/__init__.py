@@ -3,5 +3,6 @@
 from haqsearch.evaluate.evaluator import Evaluator
 from haqsearch.evaluate.metrics import float_logits, score_logits
 from haqsearch.evaluate.prepared import Prepared, prepare_network
+from haqsearch.evaluate.weights import WeightBank
 
-__all__ = ["Evaluator", "Prepared", "float_logits", "prepare_network", "score_logits"]
+__all__ = ["Evaluator", "Prepared", "WeightBank", "float_logits", "prepare_network", "score_logits"]

@@ -34,6 +34,17 @@ def fake_quantize(x: Tensor, params: QParams, factor: Tensor | None = None) -> T
     return (codes.clamp(params.format.code_min, params.format.code_max) - params.zero_point) * scale
 
 
+def _start(graph: Graph, node: Node, weight: QWeight) -> dict[str, Tensor]:
+    """Parameters that quantize to exactly ``weight``, each weight as near to the float network's as that allows."""
+    scale = weight.scale.reshape(-1, *[1] * (weight.codes.ndim - 1))
+    codes = weight.codes.float()
+    start = {node.weight: torch.clamp(graph.parameters[node.weight] / scale, codes - 0.49, codes + 0.49) * scale}
+    if node.bias:
+        correction = 0.0 if weight.bias_correction is None else weight.bias_correction
+        start[node.bias] = graph.parameters[node.bias] + correction
+    return start
+
+
 class QuantizedNetwork(nn.Module):
     """A trainable, fake-quantized copy of a graph under a policy, with the quantizers where the integer program has them.
 
@@ -49,9 +60,9 @@ class QuantizedNetwork(nn.Module):
         self.trained = nn.ParameterDict()
         self._keys: dict[str, str] = {}
         for node in graph.layers:
-            for key in filter(None, (node.weight, node.bias)):
+            for key, tensor in _start(graph, node, weights[node.layer]).items():
                 self._keys[key] = key.replace(".", "/")  # ParameterDict keys must not hold dots
-                self.trained[self._keys[key]] = nn.Parameter(graph.parameters[key].clone())
+                self.trained[self._keys[key]] = nn.Parameter(tensor)
         self.scales = {
             node.layer: weights[node.layer].scale.reshape(-1, *[1] * (graph.parameters[node.weight].ndim - 1))
             for node in graph.layers

@@ -18,11 +18,15 @@ _FRACTIONS = torch.linspace(0.15, 1.0, 86, dtype=torch.float64)
 
 @dataclass(frozen=True)
 class QWeight:
-    """Integer weights: ``codes`` int8 (out, ...), ``scale`` float32 (out,); real = scale[o] * codes[o]."""
+    """Integer weights: ``codes`` int8 (out, ...), ``scale`` float32 (out,); real = scale[o] * codes[o].
+
+    ``bias_correction`` (out,) is added to the layer's bias: what rounding takes from the mean of its output. None: nothing.
+    """
 
     format: Format
     codes: Tensor
     scale: Tensor
+    bias_correction: Tensor | None = None
 
     def dequantize(self) -> Tensor:
         """Real weights (float32), shape of ``codes``."""

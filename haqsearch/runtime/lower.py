@@ -204,8 +204,10 @@ class _Lowering:
         accumulator_scale = scale.double() * x.scale
         bias = torch.zeros(weight.codes.shape[0], dtype=torch.int64)
         if node.bias:
-            real = self.graph.parameters[node.bias].double() / accumulator_scale
-            bias = torch.round(real).clamp(-INT32_MAX, INT32_MAX).to(torch.int64)
+            real = self.graph.parameters[node.bias].double()
+            if weight.bias_correction is not None:
+                real = real + weight.bias_correction
+            bias = torch.round(real / accumulator_scale).clamp(-INT32_MAX, INT32_MAX).to(torch.int64)
         bound = accumulator_bound(weight.codes, bias, x.largest)
         if bound > INT32_MAX:
             raise ModelError(

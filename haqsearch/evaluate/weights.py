@@ -1,0 +1,102 @@
+"""Integer weights by layer and format, made once and, if a folder is given, kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from haqsearch.files import replacing
+from haqsearch.graph import Graph
+from haqsearch.ptq.reconstruct import VERSION, InputStatistics, input_statistics, reconstruct_weight
+from haqsearch.quant import QWeight, quantize_weight
+from haqsearch.spec import Format
+
+_BATCH = 128
+PRESETS = ("plain", "fast")
+
+
+class WeightBank:
+    """What a layer's weights are in a format: called with (layer, format), it gives a QWeight.
+
+    preset     ``plain``: nearest rounding; ``fast``: reconstruction from the statistics of ``inputs``
+    inputs     calibration inputs (N, ...), looked at when the first weight is reconstructed
+    folder     where ``prepare`` keeps reconstructed weights, one file a format; found there again as long as the network, the
+               inputs and the method are the same
+    """
+
+    def __init__(self, graph: Graph, preset: str, inputs: Tensor, folder: Path | None = None) -> None:
+        self.preset, self.inputs = preset, inputs
+        self.graph = graph
+        self.nodes = {node.layer: node for node in graph.layers}
+        self.made: dict[tuple[str, Format], QWeight] = {}
+        self.folder = folder / "ptq" / self._digest if folder and preset == "fast" else None
+        for file in sorted(self.folder.glob("*.safetensors")) if self.folder and self.folder.is_dir() else ():
+            self.made.update(_read(file))
+
+    @cached_property
+    def _digest(self) -> str:
+        content = hashlib.sha256(f"{VERSION} {self.graph.digest} {tuple(self.inputs.shape)}".encode())
+        content.update(self.inputs.contiguous().numpy().tobytes())
+        return content.hexdigest()[:16]
+
+    @cached_property
+    def statistics(self) -> Mapping[str, InputStatistics]:
+        return input_statistics(self.graph, self.inputs.split(_BATCH))
+
+    def __call__(self, layer: str, format: Format) -> QWeight:
+        """Integer weights of ``layer`` in ``format``. Raises DataError if the weights are not finite."""
+        key = (layer, format)
+        if key not in self.made:
+            node = self.nodes[layer]
+            weight, where = self.graph.parameters[node.weight], f"layer {layer}"
+            if self.preset == "plain":
+                self.made[key] = quantize_weight(weight, format, where)
+            else:
+                self.made[key] = reconstruct_weight(weight, format, self.statistics[layer], where, bool(node.bias))
+        return self.made[key]
+
+    def prepare(self, pairs: Iterable[tuple[str, Format]], say: Callable[[str], None] = lambda text: None) -> None:
+        """Make the weights of every (layer, format) now, and keep them: a killed process loses one format at most."""
+        if self.folder is None:
+            return
+        formats: dict[Format, list[str]] = {}
+        for layer, format in pairs:
+            if (layer, format) not in self.made:
+                formats.setdefault(format, []).append(layer)
+        for format, layers in sorted(formats.items()):
+            say(f"rounding the weights of {len(layers)} layers to {format}")
+            for layer in layers:
+                self(layer, format)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            _write(self.folder / f"{format}.safetensors", {k: w for k, w in self.made.items() if k[1] == format})
+
+
+def _write(file: Path, weights: Mapping[tuple[str, Format], QWeight]) -> None:
+    from safetensors.torch import save_file
+
+    tensors = {}
+    for (layer, format), weight in weights.items():
+        tensors[f"codes/{format}/{layer}"] = weight.codes
+        tensors[f"scale/{format}/{layer}"] = weight.scale
+        if weight.bias_correction is not None:
+            tensors[f"bias_correction/{format}/{layer}"] = weight.bias_correction
+    with replacing(file) as temporary:
+        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, str(temporary))
+
+
+def _read(file: Path) -> dict[tuple[str, Format], QWeight]:
+    from safetensors.torch import load_file
+
+    tensors: dict[str, torch.Tensor] = load_file(str(file))
+    found = {}
+    for key, codes in tensors.items():
+        kind, format, layer = key.split("/", 2)
+        if kind == "codes":
+            scale, correction = tensors[f"scale/{format}/{layer}"], tensors.get(f"bias_correction/{format}/{layer}")
+            found[layer, Format.parse(format)] = QWeight(Format.parse(format), codes, scale, correction)
+    return found

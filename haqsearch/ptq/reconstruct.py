@@ -1,0 +1,148 @@
+"""Weights rounded so that the layer's output, not each weight, stays close.
+
+Quantizing a layer changes its output by (W - W_q) x. Over calibration data, with the bias corrected for the mean
+[Nagel et al. 2019, 1906.04721, section 4.2], the mean squared change of output channel n is e_n C e_n', with e = W - W_q and
+C the covariance of the layer's inputs - the objective of AdaRound [Nagel et al. 2020, 2004.10568, eq. 15], which needs no
+data once C is known. It is minimised over the codes by cyclic coordinate descent: with the others fixed, the best code of
+one weight is a rounding [QuantEase, Behdin et al. 2023, 2309.01885, lemma 1]; all output channels move at once. Between
+sweeps the scale of each channel is set to its least-squares value. The outcome depends on the layer and the format alone:
+prepared once, a policy costs one forward pass as before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from haqsearch.graph import Graph, Node, run_float
+from haqsearch.quant import QWeight, quantize_weight
+from haqsearch.spec import Format
+
+VERSION = 1
+"""Of the method: weights made by another version are made again."""
+
+_POSITIONS = 64  # output positions per image that enter the covariance: neighbours tell little new
+_SWEEPS = 6  # per scale; few codes change after the third
+_SCALES = 4  # alternations of codes and scale
+_STARTS = (0.8, 0.9, 1.0, 1.15)  # first scales tried, relative to that of least weight error
+_NARROW = 4  # bits; only up to here the outcome depends on the first scale
+_TINY = torch.finfo(torch.float64).tiny
+_DAMPING = 1e-3  # of the mean variance, added to every variance: dead inputs must not leave weights undetermined
+
+
+@dataclass(frozen=True)
+class InputStatistics:
+    """Inputs of one layer as its weights see them: ``mean`` (G, K) and ``covariance`` (G, K, K), float64.
+
+    G groups of K = kh * kw * C / groups inputs; G = 1 but for grouped and depthwise convolutions.
+    """
+
+    mean: Tensor
+    covariance: Tensor
+
+
+def input_statistics(graph: Graph, batches: Iterable[Tensor], seed: int = 0) -> dict[str, InputStatistics]:
+    """Statistics of every layer's input, by layer name, in one float pass over ``batches``."""
+    generator = torch.Generator().manual_seed(seed)
+    readers: dict[str, list[Node]] = {}
+    for node in graph.layers:
+        readers.setdefault(node.inputs[0], []).append(node)
+    sums: dict[str, tuple[Tensor, Tensor, int]] = {}
+
+    def observe(node: Node, value: Tensor) -> None:
+        for layer in readers.get(node.name, ()):
+            rows = _rows(layer, graph.parameters[layer.weight], value, generator)  # (G, rows, K)
+            total, square, count = sums.get(layer.layer, (0.0, 0.0, 0))
+            total = total + rows.sum(1).double()
+            square = square + (rows.transpose(1, 2) @ rows).double()
+            sums[layer.layer] = (total, square, count + rows.shape[1])
+
+    with torch.no_grad():
+        for batch in batches:
+            run_float(graph, batch, observe)
+    found = {}
+    for name, (total, square, count) in sums.items():
+        mean = total / count
+        found[name] = InputStatistics(mean, square / count - mean[:, :, None] * mean[:, None, :])
+    return found
+
+
+def _rows(layer: Node, weight: Tensor, x: Tensor, generator: torch.Generator) -> Tensor:
+    """Inputs of ``layer`` as rows (G, rows, K) in the order of its flattened weights."""
+    if layer.op == "linear":
+        return x.reshape(1, -1, x.shape[-1])
+    at = layer.attributes
+    columns = F.unfold(x, tuple(weight.shape[2:]), at["dilation"], at["padding"], at["stride"])  # (B, C kh kw, L)
+    chosen = torch.randperm(columns.shape[2], generator=generator)[:_POSITIONS]
+    columns = columns[:, :, chosen].reshape(len(x), at["groups"], -1, len(chosen))
+    return columns.permute(1, 0, 3, 2).reshape(at["groups"], -1, columns.shape[2])
+
+
+def reconstruct_weight(
+    weight: Tensor, format: Format, statistics: InputStatistics, where: str = "weight", has_bias: bool = True
+) -> QWeight:
+    """Integer weights of least output error, with the bias correction that goes with them. Errors as ``quantize_weight``'s.
+
+    Never worse on the calibration data than nearest rounding with its bias corrected. Without a bias to correct, the mean of
+    the change counts as error too.
+    """
+    groups, size, _ = statistics.covariance.shape
+    rows = weight.detach().double().reshape(groups, -1, size)  # (G, N / G, K)
+    moments = statistics.covariance.clone()
+    if not has_bias:
+        moments += statistics.mean[:, :, None] * statistics.mean[:, None, :]
+    variance = moments.diagonal(dim1=1, dim2=2)
+    variance += _DAMPING * variance.mean(1, keepdim=True).clamp(min=_TINY)
+    nearest = quantize_weight(weight, format, where)
+    shape = (groups, -1, rows.shape[1])
+    first = nearest.scale.double().reshape(rows.shape[:2])
+    starts = _STARTS if format.width <= _NARROW else (1.0,)
+    # All first scales are descended from at once, as if each channel were there several times; nearest rounding competes.
+    many = rows.repeat(1, len(starts), 1)
+    scale = torch.cat([first * start for start in starts], 1)
+    codes = torch.round(many / scale[..., None]).clamp_(format.code_min, format.code_max)
+    for _ in range(_SCALES):
+        codes = _descend(many, codes, scale, moments, format)
+        product = codes @ moments
+        power = (product * codes).sum(2)
+        fitted = (product * many).sum(2) / power.clamp(min=_TINY)
+        scale = torch.where((power > 0) & (fitted > 0), fitted, scale).float().double()
+    many, scale = torch.cat([many, rows], 1), torch.cat([scale, first], 1)
+    codes = torch.cat([codes, nearest.codes.double().reshape(rows.shape)], 1)
+    best = _error(many, codes, scale, moments).reshape(shape).argmin(1)  # (G, N / G)
+    scale = scale.reshape(shape).gather(1, best[:, None])[:, 0]
+    codes = codes.reshape(groups, -1, *rows.shape[1:]).gather(1, best[:, None, :, None].expand(-1, -1, -1, size))[:, 0]
+    correction = torch.einsum("gnk,gk->gn", rows - codes * scale[..., None], statistics.mean).reshape(-1).float()
+    return QWeight(
+        format, codes.reshape(weight.shape).to(torch.int8), scale.reshape(-1).float(), correction if has_bias else None
+    )
+
+
+def _descend(rows: Tensor, codes: Tensor, scale: Tensor, covariance: Tensor, format: Format) -> Tensor:
+    """Codes (G, N, K) after sweeps of coordinate descent at a fixed scale (G, N)."""
+    codes = codes.clone()
+    error = rows - codes * scale[..., None]
+    slope = error @ covariance
+    variance = covariance.diagonal(dim1=1, dim2=2)
+    for _ in range(_SWEEPS):
+        before = codes.clone()
+        for k in range(rows.shape[2]):
+            wanted = rows[:, :, k] - error[:, :, k] + slope[:, :, k] / variance[:, k, None]
+            code = torch.round(wanted / scale).clamp_(format.code_min, format.code_max)
+            moved = (codes[:, :, k] - code) * scale
+            codes[:, :, k] = code
+            error[:, :, k] += moved
+            slope += moved[..., None] * covariance[:, None, k, :]
+        if torch.equal(codes, before):
+            break
+    return codes
+
+
+def _error(rows: Tensor, codes: Tensor, scale: Tensor, covariance: Tensor) -> Tensor:
+    """Mean squared change (G, N) of each output channel."""
+    change = rows - codes * scale[..., None]
+    return ((change @ covariance) * change).sum(2)
