@@ -22,6 +22,12 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Remove what processes killed in the middle of ``replacing`` left in ``folder``; call it with the folder locked."""
+    for leftover in Path(folder).glob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
 def write_text_atomic(path: Path, text: str) -> None:
     """Write ``text`` as UTF-8; a reader, or a crash, never sees half of it."""
     with replacing(path) as temporary:

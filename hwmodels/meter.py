@@ -173,7 +173,9 @@ class Meter:
         shown = [f"{h.name} {quantity(limit.metric, h.value)} ({h.why}, {h.share:.0%})" for h in least.holders[:4]]
         if more := len(least.holders) - len(shown):
             shown.append(f"{more} more")
-        return f"{text}, held up by {', '.join(shown)}; unpin these, allow fewer bits, or raise the budget"
+        pinned = any(h.name in self.model and self.model[h.name].quantizable for h in least.holders)
+        mend = "unpin these, allow fewer bits" if pinned else "allow fewer bits"
+        return f"{text}, held up by {', '.join(shown)}; {mend}, or raise the budget"
 
     def _check_together(self, space: SearchSpace, limits: Sequence[Limit]) -> None:
         """Look for weights of the additive limits under which even the cheapest policy exceeds their weighted sum.

@@ -69,7 +69,7 @@ def _float_layer(graph: Graph, node: Node) -> LayerSpec:
         weight_shape=weight,
         out_shape=shape,
         macs=prod(weight) * positions,
-        has_bias=False,
+        has_bias=any(graph.parameters[key].ndim == 1 for key in node.parameters),
         inputs=_producers(graph, node),
         quantizable=False,
         reason=f"no integer kernel for {target}",

@@ -14,6 +14,7 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 
 from haqsearch.errors import SearchError
+from haqsearch.files import remove_leftovers
 
 JOURNAL = "study.journal"
 LOCK = "run.lock"
@@ -35,6 +36,7 @@ def exclusive(folder: Path) -> Iterator[None]:
                 f"{folder}: another process (pid {holder}) is searching here; "
                 "wait for it, or choose another folder with --out"
             ) from None
+        remove_leftovers(folder)
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()
