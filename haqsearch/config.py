@@ -33,9 +33,10 @@ class SplitSettings(_Section):
 
 class PtqSettings(_Section):
     """Post-training quantization. ``plain``: least-squared-error ranges and nearest rounding. ``fast``: weights rounded, once
-    per layer and width, so that the layer's output stays close, with bias correction; better below 6 bits."""
+    per layer and width, so that the layer's output stays close, with bias correction; better below 6 bits. ``accurate``: the
+    search as ``fast``, the chosen policies rounded once more in network order, against the inputs they really get."""
 
-    preset: Literal["plain", "fast"] = "plain"
+    preset: Literal["plain", "fast", "accurate"] = "plain"
 
 
 class QatSettings(_Section):

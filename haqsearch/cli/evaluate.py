@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from haqsearch.cli.options import AsJson, DataRoot, Overrides, PolicyText, RecipePath, assemble, results_folder
+
+if TYPE_CHECKING:
+    from haqsearch.cli.assemble import Assembly
+    from haqsearch.evaluate import Prepared
+    from haqsearch.spec import Policy
 
 
 def command(
@@ -21,7 +28,7 @@ def command(
     chosen = load_policy(policy, assembly)
     check_policy_widths(chosen, assembly)
     start = time.perf_counter()
-    scores = assembly.evaluator.score(assembly.prepared.lower(chosen), "report")
+    scores = assembly.evaluator.score(_prepared(assembly, chosen).lower(chosen), "report")
     seconds = time.perf_counter() - start
     reference = assembly.evaluator.float_scores("report")
     costs = assembly.meter.costs(chosen)
@@ -48,3 +55,10 @@ def command(
         if not layer.quantizable:
             print(f"{layer.name}: stays in float32 ({layer.reason})")
     print(f"{scores.samples} report samples in {seconds:.1f} s; the policy as given, without fine-tuning")
+
+
+def _prepared(assembly: Assembly, policy: Policy) -> Prepared:
+    """The network with the weights the recipe's preset gives a chosen policy."""
+    if assembly.recipe.ptq.preset == "accurate":
+        return assembly.prepared.in_order(policy, assembly.splits.calibrate[0])
+    return assembly.prepared

@@ -4,30 +4,25 @@ from __future__ import annotations
 
 import json
 import os
-import platform
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import haqsearch
 from haqsearch.cli.assemble import RECIPE_FILE, Assembly
+from haqsearch.cli.finish import Candidate, Finisher
+from haqsearch.cli.outcome import environment, policy_json, summarize, summarize_uniform
 from haqsearch.config import AFTERTHOUGHTS, flat, load_recipe, to_toml
 from haqsearch.errors import SearchError
 from haqsearch.files import write_json_atomic, write_text_atomic
-from haqsearch.spec import OBJECTIVES, Choice, Evaluation, Policy
+from haqsearch.spec import OBJECTIVES
 
 if TYPE_CHECKING:
-    from haqsearch.evaluate.metrics import Scores
-    from haqsearch.runtime import IntegerProgram
     from haqsearch.search.loop import Event, Summary
     from haqsearch.search.records import Record
-
-SCHEMA_VERSION = 1
 
 
 class Clock:
@@ -58,15 +53,6 @@ class Clock:
         write_json_atomic(self.path, self.seconds)
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A policy that may win: its integer program and its score on the search split."""
-
-    policy: Policy
-    program: IntegerProgram
-    evaluation: Evaluation
-
-
 @dataclass
 class Run:
     """One run in its folder. ``on_event`` hears of evaluations, ``say`` of stages."""
@@ -84,8 +70,6 @@ class Run:
 
     def __call__(self) -> dict[str, Any]:
         """Do everything; the summary that is also in ``summary.json``."""
-        from haqsearch.search.records import best_of
-
         self._threads()
         self._same_recipe()
         with self.clock.stage("prepare", self.began):
@@ -96,17 +80,9 @@ class Run:
             records, summary = self._search()
         if summary.exhausted:
             self.say(f"search ended early: {summary.exhausted}")
-        winners = self._feasible(records)
-        qat = self.assembly.recipe.qat
-        with self.clock.stage("qat"):
-            candidates = self._finetune(winners[: qat.candidates])
-        baseline = best_of([r for r in records if r.source == "uniform"])
-        tuned_baseline: list[Candidate] = []
-        if baseline and qat.candidates and qat.baseline:
-            with self.clock.stage("qat_baseline"):
-                tuned_baseline = self._finetune([baseline])
+        candidates, baseline, tuned_baseline = self._finish(records)
         with self.clock.stage("report"):
-            return self._finish(records, winners, candidates, baseline, tuned_baseline)
+            return self._report(records, candidates, baseline, tuned_baseline)
 
     # -- stages ---------------------------------------------------------------------------------------------------
 
@@ -196,72 +172,53 @@ class Run:
             raise SearchError("no evaluated policy is inside the budget; look at trials.parquet for what was tried")
         return found
 
-    def _finetune(self, chosen: list[Record]) -> list[Candidate]:
-        """Fine-tune the chosen policies; a finished one is kept in ``qat/`` and not trained again."""
-        from haqsearch.qat import FinetuneSettings, finetune, load_finetuned, save_finetuned
-        from haqsearch.quant import QWeight
+    def _finish(self, records: list[Record]) -> tuple[list[Candidate], Record | None, Candidate | None]:
+        """The candidates for the win; the best uniform policy, and what the same finish makes of it."""
+        from haqsearch.search.records import best_of
 
-        a, qat = self.assembly, self.assembly.recipe.qat
-        settings = FinetuneSettings(qat.steps, qat.batch, qat.learning_rate, a.recipe.seed)
-        trained = []
-        for number, record in enumerate(chosen, 1):
-            policy, prepared = record.policy, a.prepared
-            file = self.folder / "qat" / f"{policy.digest}-{qat.steps}-{qat.batch}-{qat.learning_rate}.safetensors"
-            weights: dict[str, QWeight] = {
-                node.layer: prepared.weight(node.layer, policy[node.layer].weight) for node in prepared.graph.layers
-            }
-            start = time.perf_counter()
-            if file.is_file():
-                tuned = load_finetuned(file, prepared.graph, weights)
-            else:
-                what = "the uniform baseline" if record.source == "uniform" else f"{number} of {len(chosen)}"
-                self.say(f"fine-tuning {what}: {policy.digest}, {qat.steps} steps")
-                ranges, splits = prepared.ranges, a.splits
-                tuned = finetune(
-                    prepared.graph,
-                    prepared.plan,
-                    policy,
-                    ranges,
-                    weights,
-                    splits,
-                    settings,
-                    lambda *_: self.clock.tick(),
-                )
-                save_finetuned(tuned, file)
-            program = prepared.finetuned(tuned).lower(policy)
-            scores = a.evaluator.score(program, "search")
-            seconds = time.perf_counter() - start
-            evaluation = a.evaluator.evaluation(policy, scores, "qat", seconds, settings.seed)
-            trained.append(Candidate(policy, program, evaluation))
-        return trained
+        recipe = self.assembly.recipe
+        finisher = Finisher(self.assembly, self.folder, self.say, self.clock.tick)
+        winners = self._feasible(records)
+        chosen = winners[: max(recipe.qat.candidates, 1)]
+        baseline = best_of([r for r in records if r.source == "uniform"])
+        with self.clock.stage("finish"):
+            found = []
+            for number, record in enumerate(chosen, 1):
+                what = f"{number} of {len(chosen)}"
+                found.append(finisher.rounded(record.policy, what))
+                if recipe.qat.candidates:
+                    found.append(finisher.finetuned(record.policy, what))
+        if baseline is None or not recipe.qat.baseline:
+            return found, baseline, None
+        with self.clock.stage("finish_baseline"):
+            what = "the uniform baseline"
+            rounded = finisher.rounded(baseline.policy, what)
+            tuned = finisher.finetuned(baseline.policy, what) if recipe.qat.candidates else rounded
+        return [*found, rounded, tuned], baseline, tuned
 
-    # -- outcome --------------------------------------------------------------------------------------------------
-
-    def _finish(
+    def _report(
         self,
         records: list[Record],
-        winners: list[Record],
-        trained: list[Candidate],
+        candidates: list[Candidate],
         baseline: Record | None,
-        tuned_baseline: list[Candidate],
+        tuned_baseline: Candidate | None,
     ) -> dict[str, Any]:
+        """Choose the winner on the search split, score it on the report split, write everything down."""
         from haqsearch.export import exporter
         from haqsearch.report import write_report
         from haqsearch.runtime import save_program
 
         a = self.assembly
         objective = OBJECTIVES[a.recipe.objective]
-        first = winners[0]
-        untrained = Candidate(first.policy, a.prepared.lower(first.policy), first.evaluation)
-        best = max([untrained, *trained, *tuned_baseline], key=lambda c: objective.score(c.evaluation))
+        best = max(candidates, key=lambda c: objective.score(c.evaluation))
         self.say("scoring the winner on the report split")
         scores = a.evaluator.score(best.program, "report")
-        summary = self._summary(records, best, scores)
+        summary = summarize(a, self.folder.name, records, best, scores)
         if baseline:
-            summary["uniform"] = self._uniform(baseline, tuned_baseline)
+            summary["uniform"] = summarize_uniform(a, baseline, tuned_baseline)
         provenance = {"haqsearch.policy_digest": best.policy.digest, "haqsearch.version": haqsearch.__version__}
         save_program(best.program, self.folder / "model.safetensors", provenance)
-        write_json_atomic(self.folder / "policy.json", self._policy_json(best))
+        write_json_atomic(self.folder / "policy.json", policy_json(a, best))
         notes = []
         try:
             exporter("onnx")(best.program, self.folder / "model.onnx", provenance)
@@ -275,127 +232,3 @@ class Run:
         write_json_atomic(self.folder / "summary.json", summary)
         write_report(self.folder)
         return summary
-
-    def _summary(self, records: list[Record], best: Candidate, scores: Scores) -> dict[str, Any]:
-        a, recipe = self.assembly, self.assembly.recipe
-        costs = a.meter.costs(best.policy)
-        splits = a.splits
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "name": self.folder.name,
-            "model": a.model_name,
-            "data": recipe.data,
-            "hardware": {"name": a.device.name, "summary": a.device.summary, "batch": a.device.default_batch},
-            "agent": recipe.agent,
-            "objective": recipe.objective,
-            "seed": recipe.seed,
-            "float_accuracy": a.evaluator.float_scores("report").accuracy,
-            "accuracy": scores.accuracy,
-            "loss": scores.loss,
-            "kl": scores.kl,
-            "int8_accuracy": self._int8_accuracy(),
-            "uniform": None,
-            "feasible": all(limit.met(costs) for limit in a.limits),
-            "metrics": costs,
-            "int8_metrics": a.meter.int8(),
-            "budget": [
-                {
-                    "metric": limit.metric,
-                    "limit": limit.value,
-                    "value": costs[limit.metric],
-                    "met": limit.met(costs),
-                    "text": limit.text,
-                }
-                for limit in a.limits
-            ],
-            "evaluations": sum(r.score is not None for r in records),
-            "feasible_evaluations": sum(r.feasible for r in records),
-            "seconds": {},
-            "policy_digest": best.policy.digest,
-            "fidelity": best.evaluation.fidelity,
-            "splits": {name: len(getattr(splits, name)[0]) for name in ("calibrate", "search", "report")},
-            "notes": list(a.space.removed),
-        }
-
-    def _int8_accuracy(self) -> float | None:
-        """Report accuracy of all layers at 8/8, where the device and the kernels allow it."""
-        a = self.assembly
-        int8 = Policy.uniform(a.prepared.spec, Choice.parse("w8a8"))
-        return a.evaluator.score(a.prepared.lower(int8), "report").accuracy
-
-    def _uniform(self, best: Record, tuned: list[Candidate]) -> dict[str, Any]:
-        """The baseline: the best single width pair inside the budget, chosen on the search split, reported like the winner."""
-        a = self.assembly
-        free = [v for v in a.space.variables if len(v.candidates) > 1]
-        scores = a.evaluator.score(a.prepared.lower(best.policy), "report")
-        return {
-            "policy": str(best.policy[free[0].layers[0]]) if free else "fixed",
-            "accuracy": scores.accuracy,
-            "finetuned_accuracy": a.evaluator.score(tuned[0].program, "report").accuracy if tuned else None,
-            "kl": scores.kl,
-            "metrics": dict(best.evaluation.metrics),
-        }
-
-    def _policy_json(self, best: Candidate) -> dict[str, Any]:
-        a = self.assembly
-        pinned = {
-            layer for v in a.space.variables if v.role == "weight" and len(v.candidates) == 1 for layer in v.layers
-        }
-        layer_costs = [
-            {
-                "layer": layer.name,
-                "op": layer.op,
-                "in_shape": layer.in_shape,
-                "weight_shape": layer.weight_shape,
-                "out_shape": layer.out_shape,
-                "macs": layer.macs,
-                "pinned": layer.name in pinned or not layer.quantizable,
-                "bound": cost.bound,
-                **cost.values,
-            }
-            for layer, cost in a.meter.layer_costs(best.policy)
-        ]
-        return best.policy.to_json(
-            model=a.model_name,
-            model_digest=a.prepared.spec.digest,
-            weights_digest=a.weights_digest,
-            hardware={"name": a.device.name, "digest": a.device.digest, "batch": a.device.default_batch},
-            fidelity=best.evaluation.fidelity,
-            costs=a.meter.costs(best.policy),
-            layer_costs=layer_costs,
-        )
-
-
-def environment() -> dict[str, Any]:
-    """Versions, machine and commit: what a figure needs beside it to be believed."""
-    packages = {}
-    for name in ("torch", "numpy", "optuna", "ray", "onnx", "scikit-learn"):
-        try:
-            packages[name] = version(name)
-        except PackageNotFoundError:
-            packages[name] = "absent"
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return {
-        "haqsearch": haqsearch.__version__,
-        "commit": commit.stdout.strip() or "unknown",
-        "python": platform.python_version(),
-        **packages,
-        "platform": platform.platform(),
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-    }
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

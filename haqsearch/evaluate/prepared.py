@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from haqsearch.data import Splits
 from haqsearch.evaluate.weights import WeightBank
@@ -14,6 +14,7 @@ from haqsearch.graph import Graph, model_spec, trace
 from haqsearch.graph.plan import Plan, make_plan
 from haqsearch.graph.ranges import CalibratedRanges, calibrate
 from haqsearch.ptq import prepare
+from haqsearch.ptq.sequential import reconstruct_in_order
 from haqsearch.qat import Finetuned
 from haqsearch.quant import QWeight
 from haqsearch.runtime import IntegerProgram, lower
@@ -35,6 +36,11 @@ class Prepared:
     def lower(self, policy: Policy) -> IntegerProgram:
         """Integer program of ``policy``; a changed layer re-quantizes only itself."""
         return lower(self.graph, policy, self.ranges, self.weight, self.plan)
+
+    def in_order(self, policy: Policy, inputs: Tensor) -> Prepared:
+        """The same network with the weights of ``policy`` reconstructed in network order from ``inputs`` (N, ...)."""
+        weights = reconstruct_in_order(self.graph, self.plan, policy, self.ranges, inputs)
+        return replace(self, weight=lambda layer, _: weights[layer])
 
     def finetuned(self, tuned: Finetuned) -> Prepared:
         """The same network as training left it: other parameters, their integer weights, moved activation scales."""

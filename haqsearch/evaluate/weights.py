@@ -17,13 +17,12 @@ from haqsearch.quant import QWeight, quantize_weight
 from haqsearch.spec import Format
 
 _BATCH = 128
-PRESETS = ("plain", "fast")
 
 
 class WeightBank:
     """What a layer's weights are in a format: called with (layer, format), it gives a QWeight.
 
-    preset     ``plain``: nearest rounding; ``fast``: reconstruction from the statistics of ``inputs``
+    preset     ``plain``: nearest rounding; any other: reconstruction from the statistics of ``inputs``
     inputs     calibration inputs (N, ...), looked at when the first weight is reconstructed
     folder     where ``prepare`` keeps reconstructed weights, one file a format; found there again as long as the network, the
                inputs and the method are the same
@@ -34,7 +33,7 @@ class WeightBank:
         self.graph = graph
         self.nodes = {node.layer: node for node in graph.layers}
         self.made: dict[tuple[str, Format], QWeight] = {}
-        self.folder = folder / "ptq" / self._digest if folder and preset == "fast" else None
+        self.folder = folder / "ptq" / self._digest if folder and preset != "plain" else None
         for file in sorted(self.folder.glob("*.safetensors")) if self.folder and self.folder.is_dir() else ():
             self.made.update(_read(file))
 

@@ -55,7 +55,7 @@ def input_statistics(graph: Graph, batches: Iterable[Tensor], seed: int = 0) -> 
 
     def observe(node: Node, value: Tensor) -> None:
         for layer in readers.get(node.name, ()):
-            rows = _rows(layer, graph.parameters[layer.weight], value, generator)  # (G, rows, K)
+            rows = layer_rows(layer, graph.parameters[layer.weight], value, generator)  # (G, rows, K)
             total, square, count = sums.get(layer.layer, (0.0, 0.0, 0))
             total = total + rows.sum(1).double()
             square = square + (rows.transpose(1, 2) @ rows).double()
@@ -71,8 +71,8 @@ def input_statistics(graph: Graph, batches: Iterable[Tensor], seed: int = 0) -> 
     return found
 
 
-def _rows(layer: Node, weight: Tensor, x: Tensor, generator: torch.Generator) -> Tensor:
-    """Inputs of ``layer`` as rows (G, rows, K) in the order of its flattened weights."""
+def layer_rows(layer: Node, weight: Tensor, x: Tensor, generator: torch.Generator) -> Tensor:
+    """Inputs of ``layer`` as rows (G, rows, K) in the order of its flattened weights, at positions drawn from ``generator``."""
     if layer.op == "linear":
         return x.reshape(1, -1, x.shape[-1])
     at = layer.attributes

@@ -157,3 +157,55 @@ def test_kept_weights_are_found_again_and_only_for_the_same_network(digits, tmp_
     again.prepare(pairs, said.append)
     assert len(said) == len(formats), "nothing is made twice"
     assert not WeightBank(prepared.graph, "fast", inputs[:-1], tmp_path).made, "other data, other weights"
+
+
+def test_network_order_makes_up_for_earlier_layers(digits):
+    """Narrow weights and activations everywhere: against layer by layer, KL on unseen digits falls; the graph is untouched."""
+    from dataclasses import replace
+
+    from haqsearch.evaluate import WeightBank, float_logits, score_logits
+    from haqsearch.evaluate.metrics import in_batches
+    from haqsearch.runtime import run_program
+    from haqsearch.spec import Choice
+
+    prepared, splits = digits
+    before = prepared.graph.digest
+    inputs, labels = splits.report
+    reference = float_logits(prepared.graph, inputs)
+    gains = []
+    for pair in ("w2a8", "w3a4"):
+        policy = Policy.uniform(prepared.spec, Choice.parse(pair))
+        by_layer = replace(prepared, weight=WeightBank(prepared.graph, "fast", splits.calibrate[0]))
+        kl = []
+        for network in (by_layer, prepared.in_order(policy, splits.calibrate[0])):
+            program = network.lower(policy)
+            logits = in_batches(lambda x, program=program: run_program(program, x), inputs)
+            kl.append(score_logits(logits, labels, reference).kl)
+        gains.append(kl[1] / kl[0])
+    assert prepared.graph.digest == before
+    assert max(gains) < 0.9, gains
+
+
+def test_network_order_without_quantization_error_before_it_is_layer_by_layer():
+    """One layer on inputs that its format holds exactly: both problems are the same, so are the weights."""
+    from torch import nn
+
+    from haqsearch.graph import trace
+    from haqsearch.graph.plan import make_plan
+    from haqsearch.graph.ranges import calibrate
+    from haqsearch.ptq import prepare
+    from haqsearch.ptq.sequential import reconstruct_in_order
+    from haqsearch.spec import Choice
+
+    torch.manual_seed(0)
+    codes = torch.randint(0, 256, (512, 6)).float()
+    codes[0, 0], codes[1, 0] = 0, 255  # the whole range is seen, so the scale is exactly 1
+    model = nn.Linear(6, 5)
+    graph = prepare(trace(model, codes[:2], "one"))
+    ranges = calibrate(graph, [codes])
+    policy = Policy({graph.layers[0].layer: Choice.parse("w3a8")})
+    made = reconstruct_in_order(graph, make_plan(graph), policy, ranges, codes)[graph.layers[0].layer]
+    alone = reconstruct_weight(model.weight.detach(), Format("int", 3), statistics_of(codes))
+    assert ranges.params(graph.input.name, Format("uint", 8)).scale == 1.0
+    assert torch.equal(made.codes, alone.codes)
+    assert torch.allclose(made.bias_correction, alone.bias_correction, atol=1e-2)

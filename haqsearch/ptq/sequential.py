@@ -1,0 +1,139 @@
+"""Reconstruction in network order: every layer makes up for what the quantized layers before it have changed.
+
+Float and quantized network run side by side over the calibration inputs. At each layer the float network has inputs x and
+the quantized one x', and the codes are chosen so that W_q x' stays close to W x [the asymmetric objective of AdaRound, Nagel
+et al. 2020, 2004.10568, section 3.4]. With S = cov(x, x') and C = cov(x', x') that is least squares to W x, whose real-valued
+solution is W* = W S C^-1, and then the problem of ``reconstruct`` with W* for W. It depends on the whole policy, so it is for the
+few that are chosen.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from haqsearch.graph import Graph, Node
+from haqsearch.graph.apply import fake_quantize
+from haqsearch.graph.execute import call_float, compute
+from haqsearch.graph.ir import LAYER_OPS, MOVES
+from haqsearch.graph.plan import STREAM, Plan
+from haqsearch.graph.ranges import CalibratedRanges
+from haqsearch.ptq.reconstruct import InputStatistics, layer_rows, reconstruct_weight
+from haqsearch.quant import QWeight
+from haqsearch.spec import Policy
+
+_BATCH = 128
+_RIDGE = 0.01  # of the mean variance: keeps W* near W in directions the inputs hardly take
+
+Batches = list[Any]
+
+
+def reconstruct_in_order(
+    graph: Graph, plan: Plan, policy: Policy, ranges: CalibratedRanges, inputs: Tensor, seed: int = 0
+) -> dict[str, QWeight]:
+    """Integer weights of every layer under ``policy``, with bias corrections, from calibration ``inputs`` (N, ...).
+
+    One pass over the network; the values of all inputs that are still to be read are held at once.
+    """
+    with torch.no_grad():
+        return _Walk(graph, plan, policy, ranges, seed).weights(inputs)
+
+
+class _Walk:
+    def __init__(self, graph: Graph, plan: Plan, policy: Policy, ranges: CalibratedRanges, seed: int) -> None:
+        self.graph, self.plan, self.policy, self.ranges = graph, plan, policy, ranges
+        self.generator = torch.Generator().manual_seed(seed)
+        self.float: dict[str, Batches] = {}  # node -> values of the float network, by batch
+        self.quantized: dict[str, dict[str, Batches]] = {}  # node -> slot -> values of the quantized network, by batch
+        self.made: dict[str, QWeight] = {}
+
+    def weights(self, inputs: Tensor) -> dict[str, QWeight]:
+        last = {name: i for i, node in enumerate(self.graph.nodes) for name in node.inputs}
+        batches = inputs.split(_BATCH)
+        for i, node in enumerate(self.graph.nodes):
+            self._node(node, batches)
+            for name in node.inputs:
+                if last[name] == i:
+                    del self.float[name], self.quantized[name]
+        return self.made
+
+    def _node(self, node: Node, inputs: tuple[Tensor, ...]) -> None:
+        graph, slots = self.graph, self.plan.slots[node.name]
+        many = range(len(inputs))
+        exact = [{name: self.float[name][b] for name in node.inputs} for b in many]
+        if node.op in MOVES:
+            self.float[node.name] = [compute(node, [values[node.inputs[0]]]) for values in exact]
+            source = self.quantized[node.inputs[0]]
+            self.quantized[node.name] = {slot: [compute(node, [value]) for value in source[slot]] for slot in slots}
+            return
+        read = {name: self.quantized[name][self.plan.slot(node, name)] for name in node.inputs}
+        rough = [{name: batches[b] for name, batches in read.items()} for b in many]
+        if node.op == "input":
+            self.float[node.name], result = list(inputs), list(inputs)
+        elif node.op == "float":
+            self.float[node.name] = [call_float(node, values, graph.parameters) for values in exact]
+            result = [call_float(node, values, graph.parameters) for values in rough]
+        else:
+            weight = graph.parameters[node.weight] if node.weight else None
+            bias = graph.parameters[node.bias] if node.bias else None
+            self.float[node.name] = [
+                compute(node, list(values.values()), weight, bias) for values in _ordered(node, exact)
+            ]
+            if node.op in LAYER_OPS:
+                made = self._layer(node, exact, rough)
+                weight = made.dequantize()
+                bias = bias if made.bias_correction is None or bias is None else bias + made.bias_correction
+            result = [compute(node, list(values.values()), weight, bias) for values in _ordered(node, rough)]
+        self.quantized[node.name] = self._slots(node, slots, result)
+
+    def _slots(self, node: Node, slots: tuple[str, ...], values: Batches) -> dict[str, Batches]:
+        """The result in every format it is wanted in; narrowed from the stream where there is one, as lowering does."""
+        found = {}
+        if "stream" in slots and node.op not in {"input", "float"}:
+            values = [fake_quantize(v, self.ranges.params(node.name, STREAM)) for v in values]
+        for slot in slots:
+            format = self.plan.format(node.name, slot, self.policy)
+            params = None if format.is_float else self.ranges.params(node.name, format)
+            found[slot] = [v if params is None else fake_quantize(v, params) for v in values]
+        return found
+
+    def _layer(self, node: Node, exact: list[dict[str, Tensor]], rough: list[dict[str, Tensor]]) -> QWeight:
+        weight = self.graph.parameters[node.weight]
+        name = node.inputs[0]
+        sums: list[Any] = [0.0, 0.0, 0.0, 0.0]
+        count = 0
+        for before, after in zip(exact, rough, strict=True):
+            state = self.generator.get_state()
+            x = layer_rows(node, weight, before[name], self.generator)  # (G, rows, K)
+            self.generator.set_state(state)  # the same positions
+            y = layer_rows(node, weight, after[name], self.generator)
+            parts = (x.sum(1), y.sum(1), x.transpose(1, 2) @ y, y.transpose(1, 2) @ y)
+            sums = [total + part.double() for total, part in zip(sums, parts, strict=True)]
+            count += x.shape[1]
+        mean_x, mean_y, cross, square = (total / count for total in sums)
+        if node.bias:
+            cross = cross - mean_x[:, :, None] * mean_y[:, None, :]
+            square = square - mean_y[:, :, None] * mean_y[:, None, :]
+        rows = weight.double().reshape(len(square), -1, square.shape[1])  # (G, N / G, K)
+        ridge = _RIDGE * square.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-30)
+        damped = square + ridge[:, None, None] * torch.eye(square.shape[1], dtype=torch.float64)
+        # W* = W S C^-1, written as a change of W so that the ridge pulls towards W and not towards zero.
+        change = torch.linalg.solve(damped, (rows @ (cross - square)).transpose(1, 2)).transpose(1, 2)
+        target = rows + change
+        choice = self.policy[node.layer].weight
+        statistics = InputStatistics(mean_y, square)
+        made = reconstruct_weight(
+            target.reshape(weight.shape), choice, statistics, f"layer {node.layer}", bool(node.bias)
+        )
+        if made.bias_correction is not None:  # it is W* mean(x') - W_q mean(x'); the float layer's mean is W mean(x)
+            drift = torch.einsum("gnk,gk->gn", rows, mean_x) - torch.einsum("gnk,gk->gn", target, mean_y)
+            made = QWeight(made.format, made.codes, made.scale, made.bias_correction + drift.reshape(-1).float())
+        self.made[node.layer] = made
+        return made
+
+
+def _ordered(node: Node, batches: list[dict[str, Any]]) -> list[dict[int, Any]]:
+    """Inputs by position: an operation may read one value twice."""
+    return [{i: values[name] for i, name in enumerate(node.inputs)} for values in batches]
