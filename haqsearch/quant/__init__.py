@@ -2,14 +2,19 @@
 
 from haqsearch.quant.affine import QParams, affine_params, dequantize, quantize, storage_dtype, symmetric_params
 from haqsearch.quant.fixed_point import decompose, requantize
+from haqsearch.quant.qtensor import QTensor, encode, from_packed_state, packed_state
 from haqsearch.quant.weights import QWeight, quantize_weight
 
 __all__ = [
     "QParams",
+    "QTensor",
     "QWeight",
     "affine_params",
     "decompose",
     "dequantize",
+    "encode",
+    "from_packed_state",
+    "packed_state",
     "quantize",
     "quantize_weight",
     "requantize",

@@ -1,6 +1,7 @@
 """Number formats as values.
 
 A format is what a bit-width *means*. Its text form is usable wherever a width is: in recipes, policies and files.
+Integer programs take these, and ``Format.parse`` reads no others:
 
 | text        | codes                       | real value                            |
 |-------------|-----------------------------|---------------------------------------|
@@ -10,67 +11,179 @@ A format is what a bit-width *means*. Its text form is usable wherever a width i
 
 Integer weights are symmetric, so their range drops the lowest code (-8 for ``int4``): the range is the same on both
 sides and zero needs no zero point [Jacob et al. 2018, 1712.05877, section 3].
+
+Tensors can be kept in many more (``haqsearch.quant.encode``); ``Format.of`` reads every one, and ``KINDS`` lists them:
+
+| text                                | what is shared, by how many elements                                 |
+|-------------------------------------|----------------------------------------------------------------------|
+| ``int4:tensor``, ``uint4:tensor``   | a scale (``uint``: and a zero point) by the tensor                   |
+| ``int4:channel``, ``uint4:channel`` | by the channel, an index of the first dimension                      |
+| ``int4:group=16``                   | by 16 neighbours of one channel; its last group may be shorter       |
+| ``vsq4``                            | a 4-bit integer scale by 16, a float32 scale by the channel          |
+| ``mx4 mx6 mx9``                     | a 1-bit exponent by 2, an 8-bit exponent by 16                       |
+| ``mxfp4 mxfp6 mxfp8 mxint8``        | an 8-bit exponent by 32                                              |
+| ``kmeans1`` .. ``kmeans8``          | a codebook of float32 by the tensor                                  |
+| ``binary``, ``ternary``             | a float32 scale by the channel                                       |
+| ``float16``, ``bfloat16``           | nothing                                                              |
+
+There, plain ``int4`` means ``int4:channel`` and plain ``uint4`` means ``uint4:tensor``, as weights and activations of
+integer programs do.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 
 from haqsearch.errors import PolicyError
 
 MAX_WIDTH = 16  # bits; wider codes would not leave room for an int32 accumulator
+SCALE_BITS = 32  # a scale is stored as float32
+_PROGRAM_WIDTHS = range(2, 9)  # bits that recipes take
+_SUFFIX = r":(tensor|channel)|:group=([1-9]\d{0,8})"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A family of formats: its ``widths``, and what it is in a few words.
+
+    ``overhead``: bits per element that its shared parameters add to the width, those of groups (``:group=N``) aside.
+    """
+
+    widths: tuple[int, ...]
+    overhead: float
+    summary: str
+
+
+# The number in a text form is the width; ``binary`` and ``ternary`` have none.
+KINDS: Mapping[str, Kind] = {
+    "int": Kind(tuple(range(1, 17)), 0, "symmetric integers; by channel, :tensor, :group=N"),
+    "uint": Kind(tuple(range(1, 17)), 0, "integers with a zero point; by tensor, :channel, :group=N"),
+    "vsq": Kind((4,), 4 / 16, "two levels of scales, integers by 16 elements (VS-Quant)"),
+    "mx": Kind((4, 6, 9), 0, "shared micro-exponents, blocks of 2 and 16"),
+    "mxfp": Kind((4, 6, 8), 8 / 32, "OCP microscaling floats E2M1, E2M3, E4M3, blocks of 32"),
+    "mxint": Kind((8,), 8 / 32, "OCP microscaling integers, blocks of 32"),
+    "kmeans": Kind(tuple(range(1, 9)), 0, "a codebook found by k-means"),
+    "binary": Kind((1,), 0, "sign times the channel's mean magnitude (BWN)"),
+    "ternary": Kind((2,), 0, "-1, 0, 1 times a scale by channel (TWN)"),
+    "float": Kind((16, 32), 0, "IEEE 754 half and single precision"),
+    "bfloat": Kind((16,), 0, "the upper half of a float32"),
+}
+_WITHOUT_NUMBER = {"binary", "ternary"}
 
 
 @dataclass(frozen=True, order=True)
 class Format:
-    """A number format: ``kind`` is ``int``, ``uint`` or ``float``; ``width`` is the width of one code in bits."""
+    """A number format: a ``kind`` of ``KINDS`` and its ``width``, the number in its text form.
+
+    For ``int`` and ``uint``, where the width is that of one code in bits, ``granularity`` says what shares a scale:
+    ``tensor``, ``channel``, ``group`` (of ``group`` elements), or empty for what is usual.
+    """
 
     kind: str
     width: int
+    granularity: str = ""
+    group: int = 0
 
     @property
     def bits(self) -> float:
-        """Effective storage in bits per element, overheads that grow with the elements included."""
-        return float(self.width)
+        """Effective storage in bits per element, overheads that grow with the elements included.
+
+        What a tensor or a channel has once (a scale, a codebook) does not count: it does not grow with their elements.
+        """
+        shared = SCALE_BITS + (self.width if self.kind == "uint" else 0)  # a zero point is a code
+        return self.width + KINDS[self.kind].overhead + (shared / self.group if self.group else 0)
 
     @property
     def is_float(self) -> bool:
-        return self.kind == "float"
+        """Whether the tensor stays as it is, in float32."""
+        return self.kind == "float" and self.width == 32
+
+    @property
+    def in_programs(self) -> bool:
+        """Whether integer programs, and so policies and recipes, know this format."""
+        if self.granularity:
+            return False
+        return self.is_float or (self.kind == "int" and self.width > 1) or self.kind == "uint"
+
+    @property
+    def uses(self) -> tuple[str, ...]:
+        """Where it can be used: ``weights`` and ``activations`` of a searched network, ``tensors`` (every format)."""
+        if self.is_float:
+            return ("weights", "activations", "tensors")
+        if not self.in_programs or self.width not in _PROGRAM_WIDTHS:
+            return ("tensors",)
+        return ("weights" if self.kind == "int" else "activations", "tensors")
 
     @property
     def code_min(self) -> int:
-        """Smallest code. Raises PolicyError for a float format, which has no codes."""
-        return 0 if self.kind == "uint" else -self.code_max
+        """Smallest code in integer programs. Raises PolicyError for a format that has none there."""
+        largest = self.code_max
+        return 0 if self.kind == "uint" else -largest
 
     @property
     def code_max(self) -> int:
-        """Largest code. Raises PolicyError for a float format, which has no codes."""
+        """Largest code in integer programs. Raises PolicyError for a format that has none there."""
         if self.is_float:
             raise PolicyError(f"format {self} has no integer codes: it is not quantized")
+        if self.kind not in {"int", "uint"} or self.granularity:
+            raise PolicyError(f"format {self} has no integer codes of its own: it is for tensors, not for programs")
         return 2**self.width - 1 if self.kind == "uint" else 2 ** (self.width - 1) - 1
 
     def __str__(self) -> str:
-        return f"{self.kind}{self.width}"
+        suffix = f":group={self.group}" if self.granularity == "group" else self.granularity and f":{self.granularity}"
+        return self.kind if self.kind in _WITHOUT_NUMBER else f"{self.kind}{self.width}{suffix}"
 
     @classmethod
     def parse(cls, text: str) -> Format:
-        """Format named by ``text`` (``int2``..``int16``, ``uint1``..``uint16``, ``float32``); PolicyError otherwise."""
-        match = re.fullmatch(r"(int|uint|float)(\d{1,3})", text.strip()) if isinstance(text, str) else None
-        if match:
-            kind, width = match[1], int(match[2])
-            lowest = {"int": 2, "uint": 1, "float": 32}[kind]
-            highest = 32 if kind == "float" else MAX_WIDTH
-            if lowest <= width <= highest:
-                return cls(kind, width)
-        known = [f"int{b}" for b in range(2, MAX_WIDTH + 1)] + [f"uint{b}" for b in range(1, MAX_WIDTH + 1)]
-        near = get_close_matches(str(text).lower(), [*known, "float32"], n=3, cutoff=0.4) or [
-            "int8",
-            "uint8",
-            "float32",
-        ]
-        raise PolicyError(f"unknown number format {text!r}; did you mean {', '.join(near)}?")
+        """Format of integer programs named by ``text`` (``int2``..``int16``, ``uint1``..``uint16``, ``float32``).
+
+        Raises PolicyError with the nearest names for any other text, and for a format that is for tensors alone.
+        """
+        format = _read(text)
+        if format and format.in_programs:
+            return format
+        known = [name for name, format in NAMES.items() if format.in_programs]
+        if format is None:
+            raise _unknown(text, known)
+        if format.granularity:
+            known = [f"{format.kind}{max(format.width, 2)}"]
+        takes = "int2..int16, uint1..uint16 and float32"
+        raise _unknown(
+            text, known, f" in programs, policies and recipes: they take {takes}, {format} is for tensors alone"
+        )
+
+    @classmethod
+    def of(cls, text: str) -> Format:
+        """Any format, as named by ``text``: those of ``KINDS``. Raises PolicyError with the nearest names otherwise."""
+        format = _read(text)
+        if format is None:
+            raise _unknown(text, [*NAMES, *_GRANULAR])
+        return format
 
 
+def _read(text: str) -> Format | None:
+    if not isinstance(text, str):
+        return None
+    text = text.strip()
+    if match := re.fullmatch(rf"(u?int)([1-9]\d?)(?:{_SUFFIX})", text, re.ASCII):
+        width, granularity, group = int(match[2]), match[3] or "group", int(match[4] or 0)
+        return Format(match[1], width, granularity, group) if width <= MAX_WIDTH else None
+    if match := re.fullmatch(r"(int|uint|float)(\d{1,3})", text):  # as in int08
+        text = f"{match[1]}{int(match[2])}"
+    return NAMES.get(text)
+
+
+def _unknown(text: str, known: list[str], why: str = "") -> PolicyError:
+    near = get_close_matches(str(text).lower(), known, n=3, cutoff=0.4) or ["int8", "uint8", "float32"]
+    return PolicyError(f"unknown number format {text!r}{why}; did you mean {', '.join(near)}?")
+
+
+NAMES: Mapping[str, Format] = {
+    str(format): format for kind, family in KINDS.items() for format in (Format(kind, w) for w in family.widths)
+}
+_GRANULAR = [f"{name}{suffix}" for name, format in NAMES.items() if format.kind in {"int", "uint"}
+             for suffix in (":tensor", ":channel", ":group=16")]  # fmt: skip
 FLOAT32 = Format("float", 32)

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from haqsearch.errors import PolicyError
-from haqsearch.spec import FLOAT32, Format
+from haqsearch.spec import FLOAT32, Choice, Format, Policy
+from haqsearch.spec.formats import KINDS, NAMES
 
 from .toys import INTS, UINTS, formats
 
@@ -69,3 +70,90 @@ def test_a_float_format_has_no_codes():
 def test_formats_of_a_kind_are_ordered_by_width(kind, data):
     a, b = data.draw(st.sampled_from(kind)), data.draw(st.sampled_from(kind))
     assert (a < b) == (a.width < b.width) == (a.code_max < b.code_max) == (a.bits < b.bits)
+
+
+# -- formats of tensors ---------------------------------------------------------------------------------------------------
+
+suffixes = st.one_of(st.sampled_from(["", ":tensor", ":channel"]), st.integers(1, 10**9 - 1).map(":group={}".format))
+granular = st.builds("{}{}{}".format, st.sampled_from(["int", "uint"]), st.integers(1, 16), suffixes)
+every = st.one_of(st.sampled_from(sorted(NAMES)), granular)
+EXOTIC = [name for name in NAMES if Format.of(name) not in {*INTS, *UINTS, FLOAT32}]
+
+
+@given(every)
+def test_of_inverts_print(text):
+    format = Format.of(text)
+    assert str(format) == text
+    assert Format.of(f" {text}\n") == format
+    assert format.in_programs == (format in {*INTS, *UINTS, FLOAT32})
+    assert format.uses[-1] == "tensors"
+    assert format.in_programs or format.uses == ("tensors",)
+
+
+@given(st.text(max_size=12))
+def test_any_text_is_a_format_of_tensors_or_a_policy_error(text):
+    try:
+        assert Format.of(str(Format.of(text))) == Format.of(text)
+    except PolicyError as error:
+        assert repr(text) in str(error) and "did you mean" in str(error)
+
+
+def test_the_names_are_those_of_the_issue():
+    widths = {f"{kind}{width}" for kind in ("int", "uint") for width in range(1, 17)}
+    others = "vsq4 mx4 mx6 mx9 mxfp4 mxfp6 mxfp8 mxint8 binary ternary float16 bfloat16 float32".split()
+    assert set(NAMES) == widths | {f"kmeans{width}" for width in range(1, 9)} | set(others)
+    assert {format.kind for format in NAMES.values()} == set(KINDS)
+
+
+@pytest.mark.parametrize(
+    ("text", "bits"),
+    [
+        ("int4", 4), ("int4:channel", 4), ("uint4:tensor", 4), ("int1", 1), ("float16", 16), ("float32", 32),
+        ("int4:group=16", 4 + 32 / 16), ("uint4:group=16", 4 + (32 + 4) / 16), ("int2:group=1", 34), ("int3:group=128", 3.25),
+        ("vsq4", 4.25), ("mx4", 4), ("mx6", 6), ("mx9", 9), ("mxfp4", 4.25), ("mxfp6", 6.25), ("mxfp8", 8.25),
+        ("mxint8", 8.25), ("kmeans3", 3), ("binary", 1), ("ternary", 2),
+    ],
+)  # fmt: skip
+def test_bits_count_what_grows_with_the_elements(text, bits):
+    assert Format.of(text).bits == bits
+
+
+@pytest.mark.parametrize(
+    ("text", "near"),
+    [("mx5", "mx4"), ("mx5", "mx6"), ("mxfp5", "mxfp4"), ("kmean4", "kmeans4"), ("trinary", "ternary"), ("vsq", "vsq4"),
+     ("bf16", "bfloat16"), ("int4:grp=16", "int4:group=16"), ("uint3:chanel", "uint3:channel"), ("BINARY", "binary")],
+)  # fmt: skip
+def test_a_slip_gets_the_nearest_name_of_all(text, near):
+    with pytest.raises(PolicyError, match="unknown number format") as caught:
+        Format.of(text)
+    assert f"{near}," in f"{caught.value},".replace("?", "")
+
+
+@pytest.mark.parametrize("text", ["int0", "int17", "int17:tensor", "uint0:group=4", "int4:group=0", "int4:group=-1", "int4:",
+                                  "kmeans0", "kmeans9", "vsq4:tensor", "float64", "mx4:group=8", "", 8, None])  # fmt: skip
+def test_what_there_is_not_is_refused(text):
+    with pytest.raises(PolicyError, match="unknown number format"):
+        Format.of(text)
+
+
+@pytest.mark.parametrize("text", [*EXOTIC, "int4:group=16", "int4:channel", "uint8:tensor"])
+def test_programs_policies_and_recipes_refuse_a_format_of_tensors_and_say_so(text):
+    with pytest.raises(PolicyError, match=f"{text} is for tensors alone") as caught:
+        Format.parse(text)
+    assert "did you mean" in str(caught.value)
+    for choice in (f"{text}/uint8", f"int4/{text}"):
+        with pytest.raises(PolicyError, match="is for tensors alone"):
+            Choice.parse(choice)
+    layers = {"stem": {"weight": text, "activation": "uint8"}}
+    with pytest.raises(PolicyError, match=r"layer 'stem': .* is for tensors alone"):
+        Policy.from_json({"schema_version": 1, "layers": layers})
+
+
+@pytest.mark.parametrize("text", [name for name in [*EXOTIC, "int4:group=16", "int4:channel"] if name != "int1"])
+def test_a_format_of_tensors_has_no_codes_in_programs(text):
+    """So that one built by hand ends in an error, not in wrong numbers."""
+    format = Format.of(text)
+    assert not format.is_float
+    for bound in ("code_min", "code_max"):
+        with pytest.raises(PolicyError, match="is for tensors, not for programs"):
+            getattr(format, bound)
