@@ -49,7 +49,7 @@ class QatSettings(_Section):
     baseline: bool = True
     steps: int = Field(300, ge=1)
     batch: int = Field(128, ge=1)
-    learning_rate: float = Field(1e-4, gt=0)
+    learning_rate: float = Field(3e-5, gt=0)
 
 
 class TrainSettings(_Section):

@@ -13,7 +13,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from haqsearch.agents.problem import ENUMERABLE, Key, Problem
-from haqsearch.agents.repair import repair
+from haqsearch.agents.repair import repair, take_free_bits
 from haqsearch.errors import SearchError
 from haqsearch.spec import Policy
 
@@ -29,7 +29,7 @@ class Agent(BaseSampler):
 
     The life of a trial: ``study.ask`` creates it and calls ``sample_relative`` once. The first trials are given to the
     uniform policies that fit, so that no search ends below them; every later one asks ``propose``. The proposal is
-    repaired into the budget, and perturbed if that policy is known already. The trial's parameters are thus the policy
+    repaired into the budget, given the bits that cost nothing, and perturbed if that policy is known already. The trial's parameters are thus the policy
     that is evaluated, and its user attributes ``proposal`` and ``source`` say what was wished for, and by whom.
 
     Two rules make a killed search continue exactly as if it had not been: randomness comes from ``self.rng(trial)``
@@ -75,7 +75,8 @@ class Agent(BaseSampler):
         baselines = problem.uniform_fits
         uniform = trial.number < len(baselines)
         proposal = baselines[trial.number] if uniform else self.propose(study, trial)
-        policy = self._new(proposal, self._taken(study, trial), trial)
+        # A baseline stays uniform; what an agent proposes also takes the bits that cost nothing.
+        policy = self._new(proposal, self._taken(study, trial), trial, free_bits=not uniform)
         attributes = {
             "source": "uniform" if uniform else self.name,
             "proposal": {layer: str(choice) for layer, choice in proposal.items()},
@@ -103,11 +104,16 @@ class Agent(BaseSampler):
     def _key(self, policy: Policy) -> Key:
         return tuple(self.problem.params_of(policy).values())
 
-    def _new(self, proposal: Policy, taken: set[Key], trial: FrozenTrial) -> Policy:
+    def _new(self, proposal: Policy, taken: set[Key], trial: FrozenTrial, free_bits: bool) -> Policy:
         """The proposal brought inside the budget; the nearest thing to it that is new, if that is known already."""
         problem = self.problem
         fallback = problem.known_feasible
-        policy = repair(problem, proposal, fallback)
+
+        def inside(wish: Policy) -> Policy:
+            policy = repair(problem, wish, fallback)
+            return take_free_bits(problem, policy) if free_bits else policy
+
+        policy = inside(proposal)
         if self._key(policy) not in taken:
             return policy
         if problem.space.size <= ENUMERABLE:
@@ -117,7 +123,7 @@ class Agent(BaseSampler):
         rng = np.random.default_rng([self.seed, trial.number, 1])
         for attempt in range(TRIES):
             parent = proposal if attempt % 2 else policy
-            mutant = repair(problem, self._mutate(parent, 1 + attempt // 20, rng), fallback)
+            mutant = inside(self._mutate(parent, 1 + attempt // 20, rng))
             if self._key(mutant) not in taken:
                 return mutant
         raise SpaceExhausted(

@@ -1,4 +1,4 @@
-"""Bring any policy inside the limits: HAQ's sweep, on any cost function.
+"""Bring any policy inside the limits: HAQ's sweep, on any cost function; and take what the device gives for nothing.
 
 HAQ (Wang et al., CVPR 2019; linear_quantize_env.py:173-193) walks from the last layer to the first, takes one step off
 the activation, checks, one step off the weights, checks, and repeats until the budget is met. Two things differ here,
@@ -56,4 +56,25 @@ def sweep(problem: Problem, policy: Policy) -> Policy:
         if not moved and not strict:
             break
         strict = moved
+    return space.policy(indices)
+
+
+def take_free_bits(problem: Problem, policy: Policy) -> Policy:
+    """``policy`` with every width raised as far as that adds nothing to any limited cost.
+
+    Where activations bound a layer's latency, say, its weights may be wider for nothing. Goes once through the variables in
+    network order, weight before activation, and takes the widest free candidate of each: the budget is kept if it was
+    kept, no width falls, and calling it again changes nothing where costs do not fall with more bits.
+    """
+    space = problem.space
+    indices = list(space.indices(policy))
+    costs = problem.costing.costs(policy)
+    for position, variable in enumerate(space.variables):
+        for wider in range(len(variable.candidates) - 1, indices[position], -1):
+            before, indices[position] = indices[position], wider
+            raised = problem.costing.costs(space.policy(indices))
+            if all(raised[limit.metric] <= costs[limit.metric] for limit in problem.limits):
+                costs = raised
+                break
+            indices[position] = before
     return space.policy(indices)

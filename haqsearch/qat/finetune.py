@@ -28,7 +28,7 @@ class FinetuneSettings:
 
     steps: int = 300
     batch: int = 128
-    learning_rate: float = 1e-4
+    learning_rate: float = 3e-5
     seed: int = 0
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from haqsearch.agents import Problem
-from haqsearch.agents.repair import repair, sweep
+from haqsearch.agents.repair import repair, sweep, take_free_bits
 from haqsearch.errors import BudgetError
 from haqsearch.spec import OBJECTIVES, Limit, Policy, SearchSpace
 from haqsearch.testing.agent_cases import ShapeCosts, toy_model, toy_problem
@@ -188,3 +188,24 @@ def test_one_ulp_over_the_limit_is_over():
     policy = problem.space.policy([0] * len(problem.space.variables))
     assert float(cost) > value
     assert not over.feasible(policy)
+
+
+@given(problems(), policies)
+def test_free_bits_cost_nothing_and_take_none_away(given_problem, policy):
+    problem, _ = given_problem
+    wider = take_free_bits(problem, policy)
+    before, after = problem.costing.costs(policy), problem.costing.costs(wider)
+    assert all(after[limit.metric] <= before[limit.metric] for limit in problem.limits)
+    assert all(a >= b for a, b in zip(SPACE.indices(wider), SPACE.indices(policy), strict=True))
+    assert SPACE.contains(wider)
+
+
+def test_free_bits_are_taken_where_they_are_free():
+    """A peak of activation buffers leaves every weight free, and every activation that is not at the peak."""
+    costing = Peak()
+    policy = SPACE.policy([0] * len(SIZES))
+    problem = Problem(SPACE, costing, (Limit("peak_activation_bytes", 1e9, ""),), OBJECTIVES["loss"])
+    wider = take_free_bits(problem, policy)
+    assert all(wider[layer.name].weight.width == 8 for layer in SPACE.model)
+    assert costing.costs(wider) == costing.costs(policy)
+    assert take_free_bits(problem, wider) == wider
