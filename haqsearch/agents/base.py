@@ -29,8 +29,9 @@ class Agent(BaseSampler):
 
     The life of a trial: ``study.ask`` creates it and calls ``sample_relative`` once. The first trials are given to the
     uniform policies that fit, so that no search ends below them; every later one asks ``propose``. The proposal is
-    repaired into the budget, given the bits that cost nothing, and perturbed if that policy is known already. The trial's parameters are thus the policy
-    that is evaluated, and its user attributes ``proposal`` and ``source`` say what was wished for, and by whom.
+    repaired into the budget, given the bits that cost nothing, and perturbed if that policy is known already. The
+    trial's parameters are thus the policy that is evaluated, and its user attributes ``proposal`` and ``source`` say
+    what was wished for, and by whom.
 
     Two rules make a killed search continue exactly as if it had not been: randomness comes from ``self.rng(trial)``
     only, and whatever an agent remembers is a function of the study's finished trials (``self.completed(study)``).
