@@ -35,6 +35,11 @@ class Finisher:
     tick: Callable[[], None]
     _rounded: dict[str, Prepared] = field(default_factory=dict)
 
+    def finished(self, policy: Policy, what: str) -> list[Candidate]:
+        """``policy`` rounded, and fine-tuned if the recipe trains at all."""
+        found = [self.rounded(policy, what)]
+        return [*found, self.finetuned(policy, what)] if self.assembly.recipe.qat.candidates else found
+
     def rounded(self, policy: Policy, what: str) -> Candidate:
         """``policy`` without training, its weights rounded as the recipe's preset says for the chosen few."""
         start = time.perf_counter()

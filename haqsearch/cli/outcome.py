@@ -70,14 +70,14 @@ def _int8_accuracy(a: Assembly) -> float:
     return a.evaluator.score(a.prepared.lower(int8), "report").accuracy
 
 
-def summarize_uniform(a: Assembly, best: Record, tuned: Candidate | None) -> dict[str, Any]:
+def summarize_uniform(a: Assembly, best: Record, finished: Candidate | None) -> dict[str, Any]:
     """The baseline: the best single width pair inside the budget, chosen on the search split, reported like the winner."""
     free = [v for v in a.space.variables if len(v.candidates) > 1]
     scores = a.evaluator.score(a.prepared.lower(best.policy), "report")
     return {
         "policy": str(best.policy[free[0].layers[0]]) if free else "fixed",
         "accuracy": scores.accuracy,
-        "finetuned_accuracy": a.evaluator.score(tuned.program, "report").accuracy if tuned else None,
+        "finished_accuracy": a.evaluator.score(finished.program, "report").accuracy if finished else None,
         "kl": scores.kl,
         "metrics": dict(best.evaluation.metrics),
     }

@@ -80,9 +80,9 @@ class Run:
             records, summary = self._search()
         if summary.exhausted:
             self.say(f"search ended early: {summary.exhausted}")
-        candidates, baseline, tuned_baseline = self._finish(records)
+        candidates, baseline, finished_baseline = self._finish(records)
         with self.clock.stage("report"):
-            return self._report(records, candidates, baseline, tuned_baseline)
+            return self._report(records, candidates, baseline, finished_baseline)
 
     # -- stages ---------------------------------------------------------------------------------------------------
 
@@ -173,10 +173,10 @@ class Run:
         return found
 
     def _finish(self, records: list[Record]) -> tuple[list[Candidate], Record | None, Candidate | None]:
-        """The candidates for the win; the best uniform policy, and what the same finish makes of it."""
+        """The candidates for the win; the best uniform policy, and the best that the same finish makes of it."""
         from haqsearch.search.records import best_of
 
-        recipe = self.assembly.recipe
+        recipe, score = self.assembly.recipe, self._score
         finisher = Finisher(self.assembly, self.folder, self.say, self.clock.tick)
         winners = self._feasible(records)
         chosen = winners[: max(recipe.qat.candidates, 1)]
@@ -184,24 +184,23 @@ class Run:
         with self.clock.stage("finish"):
             found = []
             for number, record in enumerate(chosen, 1):
-                what = f"{number} of {len(chosen)}"
-                found.append(finisher.rounded(record.policy, what))
-                if recipe.qat.candidates:
-                    found.append(finisher.finetuned(record.policy, what))
+                found += finisher.finished(record.policy, f"{number} of {len(chosen)}")
         if baseline is None or not recipe.qat.baseline:
             return found, baseline, None
         with self.clock.stage("finish_baseline"):
-            what = "the uniform baseline"
-            rounded = finisher.rounded(baseline.policy, what)
-            tuned = finisher.finetuned(baseline.policy, what) if recipe.qat.candidates else rounded
-        return [*found, rounded, tuned], baseline, tuned
+            uniform = finisher.finished(baseline.policy, "the uniform baseline")
+        return [*found, *uniform], baseline, max(uniform, key=score)
+
+    def _score(self, candidate: Candidate) -> float:
+        """What decides: the recipe's objective on the search split, large is good."""
+        return OBJECTIVES[self.assembly.recipe.objective].score(candidate.evaluation)
 
     def _report(
         self,
         records: list[Record],
         candidates: list[Candidate],
         baseline: Record | None,
-        tuned_baseline: Candidate | None,
+        finished_baseline: Candidate | None,
     ) -> dict[str, Any]:
         """Choose the winner on the search split, score it on the report split, write everything down."""
         from haqsearch.export import exporter
@@ -209,13 +208,12 @@ class Run:
         from haqsearch.runtime import save_program
 
         a = self.assembly
-        objective = OBJECTIVES[a.recipe.objective]
-        best = max(candidates, key=lambda c: objective.score(c.evaluation))
+        best = max(candidates, key=self._score)
         self.say("scoring the winner on the report split")
         scores = a.evaluator.score(best.program, "report")
         summary = summarize(a, self.folder.name, records, best, scores)
         if baseline:
-            summary["uniform"] = summarize_uniform(a, baseline, tuned_baseline)
+            summary["uniform"] = summarize_uniform(a, baseline, finished_baseline)
         provenance = {"haqsearch.policy_digest": best.policy.digest, "haqsearch.version": haqsearch.__version__}
         save_program(best.program, self.folder / "model.safetensors", provenance)
         write_json_atomic(self.folder / "policy.json", policy_json(a, best))

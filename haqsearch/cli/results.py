@@ -12,7 +12,7 @@ BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 _COLUMNS = ("run", "budget", "float", "8 bits", "best uniform", "haqsearch", "cost / 8 bits", "evaluations", "minutes")
 _NOTE = (
     "Accuracies are the integer program's, on data the search never saw. Best uniform: the best single pair of widths "
-    "inside the budget, fine-tuned as the search's own policies are (untrained)."
+    "inside the budget, finished - rounded, fine-tuned - as the search's own policies are (as the search scored it)."
 )
 
 
@@ -62,8 +62,8 @@ def table(folder: Path) -> str:
 
 
 def _uniform(uniform: dict[str, Any]) -> str:
-    tuned, untrained = uniform["finetuned_accuracy"], f"{uniform['accuracy']:.2%}"
-    return f"{uniform['policy']}: " + (untrained if tuned is None else f"{tuned:.2%} ({untrained})")
+    finished, searched = uniform["finished_accuracy"], f"{uniform['accuracy']:.2%}"
+    return f"{uniform['policy']}: " + (searched if finished is None else f"{finished:.2%} ({searched})")
 
 
 def _row(summary: dict[str, Any]) -> str:

@@ -37,9 +37,8 @@ def command(
 
 
 def _uniform(uniform: dict[str, Any]) -> str:
-    tuned = uniform["finetuned_accuracy"]
-    trained = "" if tuned is None else f" ({tuned:.2%} fine-tuned)"
-    return f"{uniform['policy']} {uniform['accuracy']:.2%}{trained}"
+    finished = uniform["finished_accuracy"]
+    return f"{uniform['policy']} {uniform['accuracy'] if finished is None else finished:.2%}"
 
 
 def _print(summary: dict[str, Any], folder: Path) -> None:

@@ -189,7 +189,7 @@ def _kpis(run: Run) -> str:
     if int8 is not None:
         cards.append(("Against int8", points(None if accuracy is None else accuracy - int8), f"int8 {percent(int8)}"))
     uniform = run.mapping("uniform")
-    tuned = finite(uniform.get("finetuned_accuracy"))  # the baseline had the same training, if there was any
+    tuned = finite(uniform.get("finished_accuracy"))  # what the same finish made of the baseline
     if (flat := finite(uniform.get("accuracy")) if tuned is None else tuned) is not None:
         gain = None if accuracy is None else accuracy - flat
         cards.append(("Against best uniform", points(gain), f"{uniform.get('policy') or 'uniform'}: {percent(flat)}"))
