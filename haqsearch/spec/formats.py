@@ -94,7 +94,7 @@ class Format:
         What a tensor or a channel has once (a scale, a codebook) does not count: it does not grow with their elements.
         """
         shared = SCALE_BITS + (self.width if self.kind == "uint" else 0)  # a zero point is a code
-        return self.width + KINDS[self.kind].overhead + (shared / self.group if self.group else 0)
+        return float(self.width + KINDS[self.kind].overhead + (shared / self.group if self.group else 0))
 
     @property
     def is_float(self) -> bool:

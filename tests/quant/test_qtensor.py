@@ -374,7 +374,24 @@ def test_a_group_that_does_not_divide_leaves_a_shorter_one(kind):
 @pytest.mark.parametrize("format", EVERY, ids=str)
 def test_the_largest_and_the_least_floats_stay_finite(format):
     huge = torch.tensor([[3.4e38, -1.0, 1e-38], [1e-45, 0.0, -1e-45]])
-    assert bool(torch.isfinite(encode(huge, format).dequantize()).all())
+    for x in (huge, huge[:, 2:] * 1e-3, torch.full((1, 3), torch.finfo(torch.float32).max)):
+        q = encode(x, format)
+        assert bool(torch.isfinite(q.dequantize()).all())
+        assert same(QTensor.unpack(q.pack(), q.format, q.shape), q)
+
+
+def test_a_scale_rounded_up_does_not_carry_the_largest_float_beyond_itself():
+    largest = torch.finfo(torch.float32).max
+    for width in range(2, 17):
+        for sign in (1, -1):
+            kept = encode(torch.tensor([sign * largest]), f"int{width}").dequantize()
+            assert abs(float(kept)) == pytest.approx(largest, rel=1e-6)
+
+
+def test_the_threshold_of_ternary_is_seven_tenths_of_the_mean_magnitude():
+    """Means of 0.9146 and 0.9075: 0.6585 is 0.72 of one, 0.63 is 0.694 of the other."""
+    assert encode(torch.tensor([1, -1, 1, -0.6585]), "ternary").codes.tolist() == [1, -1, 1, -1]
+    assert encode(torch.tensor([1, -1, 1, -0.63]), "ternary").codes.tolist() == [1, -1, 1, 0]
 
 
 def test_a_range_beyond_float32_is_refused():
@@ -398,6 +415,15 @@ def test_other_number_types_are_read_as_float32_or_refused():
 def test_bits_out_of_range_are_refused(text):
     with pytest.raises(PolicyError, match="unknown number format"):
         encode(torch.ones(3), text)
+
+
+@pytest.mark.parametrize(
+    "format",
+    [Format("mx", 5), Format("float", 64), Format("int", 4, "group"), Format("int", 4, "row"), Format("nf", 4), 4],
+)
+def test_a_format_made_by_hand_that_is_none_is_refused(format):
+    with pytest.raises(PolicyError, match="unknown number format"):
+        encode(torch.ones(3), format)
 
 
 def test_the_tensor_itself_stays_as_it_was():
