@@ -17,6 +17,7 @@ COMMANDS = {
     "evaluate": "haqsearch.cli.evaluate",
     "export": "haqsearch.cli.export",
     "results": "haqsearch.cli.results",
+    "formats": "haqsearch.cli.formats",
 }
 
 _INTERRUPTED = 130  # what typer makes of Ctrl-C

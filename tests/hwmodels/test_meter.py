@@ -131,7 +131,7 @@ def test_table_marks_what_cannot_be_had():
     table = DEVICES["bismo-edge"].table(model, [wa(4, 4), wa(9, 9)])
     assert table.choices == (wa(4, 4), wa(9, 9), FLOAT_CHOICE)
     assert np.isfinite(table.values["latency_s"]).tolist() == [[True, False, False], [False, False, True]]
-    assert [(row["layer"], row["choice"]) for row in table.rows()] == [("a", "w4a4"), ("b", "float32/float32")]
+    assert [(row["layer"], row["choice"]) for row in table.rows()] == [("a", "w4a4"), ("b", "float32")]
     assert np.isinf(table.totals([1, 2])["latency_s"]).all()
     with pytest.raises(PolicyError, match="w2a2"):
         table.indices([Policy.uniform(model, wa(2, 2))])
