@@ -192,6 +192,10 @@ def test_recipes_of_ours_are_valid():
         load_recipe(path)
 
 
-def test_the_place_for_results_is_marked():
+def test_the_results_in_readme_are_those_of_the_results_folder():
+    """No number is typed by hand: `haqsearch results --write README.md` changes nothing."""
+    from haqsearch.cli.results import BEGIN, END, table
+
     text = (ROOT / "README.md").read_text()
-    assert text.count("<!-- results:begin -->") == text.count("<!-- results:end -->") == 1
+    assert text.count(BEGIN) == text.count(END) == 1
+    assert text.split(BEGIN)[1].split(END)[0].strip() == table(ROOT / "results").strip()

@@ -18,6 +18,7 @@ COMMANDS = {
     "export": "haqsearch.cli.export",
     "results": "haqsearch.cli.results",
     "formats": "haqsearch.cli.formats",
+    "bench": "haqsearch.cli.bench",
 }
 
 _INTERRUPTED = 130  # what typer makes of Ctrl-C
