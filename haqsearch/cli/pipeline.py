@@ -74,8 +74,9 @@ class Run:
         self._same_recipe()
         with self.clock.stage("prepare", self.began):
             self._prepare()
-        with self.clock.stage("round_weights"):
-            self._round_weights()
+        if self.assembly.recipe.ptq.preset != "plain":
+            with self.clock.stage("round_weights"):
+                self._round_weights()
         with self.clock.stage("search"):
             records, summary = self._search()
         if summary.exhausted:
@@ -128,7 +129,7 @@ class Run:
         write_text_atomic(self.folder / RECIPE_FILE, to_toml(recipe))
 
     def _round_weights(self) -> None:
-        """Integer weights of every layer in every format of the search space, where making them takes time."""
+        """Integer weights of every layer in every format of the search space: made once, before the workers ask for them."""
         from haqsearch.evaluate import WeightBank
 
         bank = self.assembly.prepared.weight
