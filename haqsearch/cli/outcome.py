@@ -119,22 +119,28 @@ def environment() -> dict[str, Any]:
             packages[name] = version(name)
         except PackageNotFoundError:
             packages[name] = "absent"
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
     return {
         "haqsearch": haqsearch.__version__,
-        "commit": commit.stdout.strip() or "unknown",
+        "commit": _commit(),
         "python": platform.python_version(),
         **packages,
         "platform": platform.platform(),
         "processor": _processor(),
         "cores": os.cpu_count(),
     }
+
+
+def _commit() -> str:
+    """Commit of the code that ran, with ``-dirty`` if the code (not a result, say) differs from it; ``unknown`` outside git."""
+    package = Path(haqsearch.__file__).parent
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], cwd=package, capture_output=True, text=True, check=False)
+        return done.stdout.strip()
+
+    commit = git("rev-parse", "--short=12", "HEAD")
+    changed = git("status", "--porcelain", "--", str(package), str(package.parent / "hwmodels"))
+    return (commit + ("-dirty" if changed else "")) if commit else "unknown"
 
 
 def _processor() -> str:
