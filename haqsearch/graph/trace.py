@@ -411,7 +411,10 @@ def _max_pool(
     dilation: Any = 1,
     ceil: bool = False,
 ) -> Node | None:
-    if not t.is_value(x) or ceil:
+    gaps = (
+        max(_two(dilation)) > 1 and max(_two(padding)) > 0
+    )  # a window may then hold nothing but padding, minus infinity
+    if not t.is_value(x) or ceil or gaps:
         return None
     at = {
         "kernel": _two(kernel),
