@@ -58,7 +58,7 @@ def table(folder: Path) -> str:
         raise DataError(f"{folder}: no finished run in it; haqsearch run writes one")
     made = "; ".join(f"{', '.join(names)} on {where}" for where, names in notes.items())
     head = [f"| {' | '.join(_COLUMNS)} |", "|---" * len(_COLUMNS) + "|"]
-    return "\n".join([*head, *rows, "", f"{_NOTE} Made by `haqsearch run`: {made}."])
+    return "\n".join([*head, *rows, "", f"{_NOTE} Made from the recipes in `searches/`: {made}."])
 
 
 def _uniform(uniform: dict[str, Any]) -> str:
