@@ -13,26 +13,33 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 CHECKOUT = Path(__file__).parents[1]
 
 
+PARTS = {
+    "cifar10": "cifar-10-batches-bin",
+    "imagenet-compat": "imagenet-compat",
+    "kws": "kws01",
+    "mobilenetv2": "mobilenetv2_imagenet.safetensors",
+}
+"""What ``unpack.py`` calls a part -> what it writes."""
+
+
 @pytest.fixture(scope="session")
 def data_root(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Folders with CIFAR-10 in its binary layout and the checkpoints: HAQSEARCH_DATA, or ``shared/data`` beside the checkout.
-
-    Where CIFAR-10 lies packed, it is unpacked once, into a folder that later sessions find again.
+    """Folders with CIFAR-10 in its binary layout, the checkpoints and other data: HAQSEARCH_DATA, or ``shared/data`` beside
+    the checkout. What lies packed is unpacked once, into a folder that later sessions find again.
     """
     named = [Path(part) for part in os.environ.get("HAQSEARCH_DATA", "").split(os.pathsep) if part]
     roots = [folder for folder in [*named, CHECKOUT.parent / "shared" / "data"] if folder.is_dir()]
-    if any((root / "cifar-10-batches-bin").is_dir() for root in roots):
-        return roots
-    packed = next(
-        (root for root in roots if (root / "unpack.py").is_file() and (root / "cifar10_test.npz").is_file()), None
-    )
-    if packed is None:
-        pytest.skip("needs CIFAR-10 and the ResNet-20 checkpoint: set HAQSEARCH_DATA to the folder that holds them")
-    unpacked = tmp_path_factory.getbasetemp().parent / "haqsearch-cifar10"
-    subprocess.run(
-        [sys.executable, str(packed / "unpack.py"), str(unpacked), "--only", "cifar10"], check=True, timeout=120
-    )
-    return [*roots, unpacked]
+    missing = [part for part, name in PARTS.items() if not any((root / name).exists() for root in roots)]
+    packed = next((root for root in roots if (root / "unpack.py").is_file()), None)
+    if missing and packed:
+        unpacked = tmp_path_factory.getbasetemp().parent / "haqsearch-data"
+        subprocess.run(
+            [sys.executable, str(packed / "unpack.py"), str(unpacked), "--only", *missing], check=True, timeout=120
+        )
+        return [*roots, unpacked]
+    if "cifar10" in missing:
+        pytest.skip("needs CIFAR-10 and the public checkpoints: set HAQSEARCH_DATA to the folder that holds them")
+    return roots
 
 
 @pytest.fixture(scope="session")

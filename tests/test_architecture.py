@@ -64,6 +64,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "plotly": ("haqsearch/report/",),
     "pandas": ("haqsearch/search/records.py", "haqsearch/report/", "hwmodels/table.py"),
     "sklearn": ("haqsearch/data/", "haqsearch/quant/"),
+    "PIL": ("haqsearch/data/imagenet.py",),
     "pydantic": ("haqsearch/config.py", "hwmodels/"),
     "typer": ("haqsearch/cli/",),
     "rich": ("haqsearch/cli/",),

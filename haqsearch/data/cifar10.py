@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from haqsearch.data.dataset import DataSet
+from haqsearch.data.dataset import Augment, DataSet, find_folder
 from haqsearch.errors import DataError
 
 FOLDER = "cifar-10-batches-bin"
@@ -20,20 +21,28 @@ _STD = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
 
 def load(data_root: list[Path]) -> DataSet:
     """DataSet of normalised images (3, 32, 32). Raises DataError if a file is missing or truncated."""
-    found = [root / FOLDER for root in data_root if (root / FOLDER).is_dir()]
-    if not found:
-        looked = ", ".join(str(root) for root in data_root) or "nowhere"
-        raise DataError(
-            f"CIFAR-10 is not there: no folder {FOLDER} in {looked}; unpack the binary version and name its parent by "
-            "--data-root or HAQSEARCH_DATA"
-        )
-    train = [_read(found[0] / f"data_batch_{k}.bin") for k in range(1, 6)]
-    test = _read(found[0] / "test_batch.bin")
+    return _load(data_root, "cifar10", _read, crop_and_flip)
+
+
+def load_bytes(data_root: list[Path]) -> DataSet:
+    """DataSet of images (3, 32, 32) as they are stored, 0 .. 255, as MLPerf Tiny's networks take them. Errors as of ``load``."""
+    return _load(data_root, "cifar10_bytes", _read_bytes, crop_and_flip_bytes)
+
+
+def _load(data_root: list[Path], name: str, read: Callable[[Path], tuple[Tensor, Tensor]], augment: Augment) -> DataSet:
+    folder = find_folder("CIFAR-10 is not there", FOLDER, data_root)
+    train = [read(folder / f"data_batch_{k}.bin") for k in range(1, 6)]
+    test = read(folder / "test_batch.bin")
     inputs = torch.cat([images for images, _ in train])
-    return DataSet("cifar10", inputs, torch.cat([labels for _, labels in train]), *test, augment=crop_and_flip)
+    return DataSet(name, inputs, torch.cat([labels for _, labels in train]), *test, augment=augment)
 
 
 def _read(path: Path) -> tuple[Tensor, Tensor]:
+    images, labels = _read_bytes(path)
+    return images.div_(255).sub_(_MEAN).div_(_STD), labels
+
+
+def _read_bytes(path: Path) -> tuple[Tensor, Tensor]:
     if not path.is_file():
         raise DataError(f"CIFAR-10: {path} is missing")
     raw = np.fromfile(path, dtype=np.uint8)
@@ -45,14 +54,18 @@ def _read(path: Path) -> tuple[Tensor, Tensor]:
     labels = records[:, 0].long()
     if int(labels.max()) > 9:
         raise DataError(f"CIFAR-10: {path} holds a label above 9; is it the binary version of CIFAR-10?")
-    images = records[:, 1:].reshape(-1, 3, 32, 32).float().div_(255)
-    return images.sub_(_MEAN).div_(_STD), labels
+    return records[:, 1:].reshape(-1, 3, 32, 32).float(), labels
 
 
 def crop_and_flip(images: Tensor, generator: torch.Generator) -> Tensor:
     """Random 32 x 32 crop of the image padded by 4 (with black), flipped left to right half of the time."""
     black = (-_MEAN / _STD).expand(len(images), -1, 1, 1)
-    padded = torch.nn.functional.pad(images - black, (4, 4, 4, 4)) + black
+    return crop_and_flip_bytes(images - black, generator).add_(black)
+
+
+def crop_and_flip_bytes(images: Tensor, generator: torch.Generator) -> Tensor:
+    """``crop_and_flip`` of images in which black is 0."""
+    padded = torch.nn.functional.pad(images, (4, 4, 4, 4))
     moves = torch.randint(0, 9, (len(images), 2), generator=generator)
     rows = moves[:, :1] + torch.arange(32)
     columns = moves[:, 1:] + torch.arange(32)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -46,6 +47,18 @@ class DataSet:
                 )
             if not bool(torch.isfinite(inputs).all()):
                 raise DataError(f"data set {self.name}: {name} hold NaN or infinity")
+
+
+def find_folder(what: str, name: str, data_root: Sequence[Path]) -> Path:
+    """The first folder called ``name`` under the data roots; DataError, beginning with ``what``, if there is none."""
+    found = [root / name for root in data_root if (root / name).is_dir()]
+    if not found:
+        looked = ", ".join(str(root) for root in data_root) or "nowhere"
+        raise DataError(
+            f"{what}: no folder {name} in {looked}; put it there, or name the folder that holds it by --data-root or "
+            "HAQSEARCH_DATA"
+        )
+    return found[0]
 
 
 @dataclass(frozen=True)

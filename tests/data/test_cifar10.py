@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from haqsearch.data.cifar10 import FOLDER, crop_and_flip, load
+from haqsearch.data.cifar10 import FOLDER, crop_and_flip, crop_and_flip_bytes, load, load_bytes
 from haqsearch.errors import DataError
 
 from .laws import laws
@@ -46,6 +46,15 @@ def test_records_become_normalised_images_in_the_order_of_the_files(root):
     assert data.test_labels.tolist() == _records(5)[:, 0].tolist()
     torch.testing.assert_close(data.test_inputs.double(), _real(_records(5)), rtol=0, atol=1e-5)
     assert data.augment is crop_and_flip
+
+
+def test_bytes_are_the_records_pixels_as_floats(root):
+    data = load_bytes([root])
+    assert data.name == "cifar10_bytes" and data.augment is crop_and_flip_bytes
+    assert data.test_inputs.dtype == torch.float32
+    assert data.test_inputs.flatten(1).tolist() == _records(5)[:, 1:].tolist()
+    assert data.test_labels.tolist() == _records(5)[:, 0].tolist()
+    assert float(data.augment(data.inputs, torch.Generator()).min()) == 0
 
 
 def test_a_record_made_by_hand_is_decoded_colour_by_colour_and_row_by_row(root):
