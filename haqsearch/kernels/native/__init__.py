@@ -1,0 +1,196 @@
+"""The native backend: C++ with SIMD, chosen by what the CPU has; equal to the reference, to the last bit.
+
+op.h         what a tensor, an epilogue and an operation are
+kernels.h    one table an instruction set; to add one: a file with its table, and a line in dispatch.cpp
+portable     plain C++;  avx2, avx512 (VNNI), neon: SIMD
+executor     a whole network in C++: planned memory, threads
+network.py   what the executor is told, from Python
+
+The functions below are the operators of ``haqsearch.kernels.schema``, one at a time, on tensors in torch's layout; they
+convert at each end. ``haqsearch.runtime`` runs whole programs without converting in between.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from haqsearch.errors import ModelError
+from haqsearch.kernels.native import _native
+from haqsearch.kernels.native.network import Border, Box, Network, Slot, whole
+
+INT32_MAX = 2**31 - 1
+
+
+def isa() -> str:
+    """The instruction set to stay within: ``HAQSEARCH_ISA`` (portable, avx2, avx512, neon), or "" for the best there is."""
+    name = os.environ.get("HAQSEARCH_ISA", "")
+    if name and name not in isas():
+        raise ModelError(f"HAQSEARCH_ISA={name!r}: this machine has {', '.join(isas())}")
+    return name
+
+
+def isas() -> list[str]:
+    """The instruction sets this CPU has kernels for, the best first."""
+    return list(_native.isas())
+
+
+def epilogue(
+    channels: int, multiplier: Tensor, offset: Tensor, shift: Tensor, zero_point: int, low: int, high: int, slot: Slot
+) -> Any:
+    """The constants of an epilogue that writes ``slot``."""
+    constants = [t.contiguous() for t in (multiplier, offset, shift)]
+    wide, bias = slot.bytes == 2, slot.bias
+    return _native.epilogue(*constants, zero_point + bias, low + bias, high + bias, wide, channels)
+
+
+def conv_op(
+    x: Slot,
+    x_zero_point: int,
+    codes: tuple[int, int],
+    weight: Tensor,
+    weight_bits: int,
+    window: Sequence[Sequence[int]],
+    groups: int,
+    constants: Any,
+    few_rows: bool = False,
+) -> Any:
+    """Packed convolution of ``x``, whose codes lie within ``codes``. ``window``: stride, padding, dilation.
+
+    Raises ModelError where an accumulator could leave int32 (the kernels fold the zero point into the offset).
+    """
+    stride, padding, dilation = window
+    zero_point = x_zero_point + x.bias
+    low, high = min(codes[0] + x.bias, zero_point), max(codes[1] + x.bias, zero_point)
+    try:
+        return _native.conv(
+            weight.contiguous(),
+            weight_bits,
+            [*stride, *padding, *dilation],
+            groups,
+            [low, high, zero_point],
+            constants,
+            few_rows,
+            isa(),
+        )
+    except ValueError as error:
+        raise ModelError(str(error)) from error
+
+
+def window_border(
+    size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> Border:
+    """Border that a window over an image of ``size`` (H, W) reads."""
+    behind = []
+    for i in (0, 1):
+        reach = dilation[i] * (kernel[i] - 1)
+        last = (size[i] + 2 * padding[i] - reach - 1) // stride[i] * stride[i] + reach
+        behind.append(max(0, last - padding[i] - (size[i] - 1)))
+    return padding[0], padding[1], behind[0], behind[1]
+
+
+def conv2d(x: Tensor, x_zero_point: int, weight: Tensor, weight_bits: int, stride: Sequence[int],
+           padding: Sequence[int], dilation: Sequence[int], groups: int, bound: int, *constants: Any) -> Tensor:  # fmt: skip
+    """``haqsearch::conv2d``."""
+    from haqsearch.kernels.schema import out_size
+
+    kernel = weight.shape[2:]
+    size = [out_size(x.shape[2 + i], kernel[i], stride[i], padding[i], dilation[i]) for i in (0, 1)]
+    network = Network()
+    source = network.slot(x.shape[1:], x.dtype, x_zero_point)
+    target = network.slot((weight.shape[0], *size), constants[-1], 0)
+    network.pad(source, window_border(x.shape[2:], kernel, stride, padding, dilation))
+    op = conv_op(
+        source,
+        x_zero_point,
+        _range(x),
+        weight,
+        weight_bits,
+        (stride, padding, dilation),
+        groups,
+        epilogue(weight.shape[0], *constants[:-1], slot=target),
+    )
+    return _single(network, [x], [source], op, target)
+
+
+def linear(x: Tensor, x_zero_point: int, weight: Tensor, weight_bits: int, bound: int, *constants: Any) -> Tensor:
+    """``haqsearch::linear``."""
+    network = Network()
+    source = network.slot(x.shape[1:], x.dtype, x_zero_point)
+    target = network.slot((*x.shape[1:-1], weight.shape[0]), constants[-1], 0)
+    made = epilogue(weight.shape[0], *constants[:-1], slot=target)
+    unit = ((1, 1), (0, 0), (1, 1))
+    rows = x.numel() // max(x.shape[-1], 1)
+    op = conv_op(source, x_zero_point, _range(x), weight[:, :, None, None], weight_bits, unit, 1, made, rows <= 8)
+    return _single(network, [x], [source], op, target)
+
+
+def weighted_sum(inputs: Sequence[Tensor], zero_points: Sequence[int], multipliers: Sequence[int], *constants: Any) -> Tensor:
+    """``haqsearch::weighted_sum``."""
+    network = Network()
+    sources = [network.slot(x.shape[1:], x.dtype, z) for x, z in zip(inputs, zero_points, strict=True)]
+    target = network.slot(inputs[0].shape[1:], constants[-1], 0)
+    biased = [z + s.bias for z, s in zip(zero_points, sources, strict=True)]
+    made = epilogue(1, *constants[:-1], slot=target)
+    return _single(network, inputs, sources, _native.weighted_sum(biased, list(multipliers), made, isa()), target)
+
+
+def average_pool2d(x: Tensor, x_zero_point: int, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
+                   *constants: Any) -> Tensor:  # fmt: skip
+    """``haqsearch::average_pool2d``."""
+    from haqsearch.kernels.schema import out_size
+
+    size = [out_size(x.shape[2 + i], kernel[i], stride[i], padding[i]) for i in (0, 1)]
+    network = Network()
+    source = network.slot(x.shape[1:], x.dtype, x_zero_point)
+    target = network.slot((x.shape[1], *size), constants[-1], 0)
+    made = epilogue(1, *constants[:-1], slot=target)
+    op = _native.pool([*kernel, *stride, *padding, 1, 1], x_zero_point + source.bias, made, isa())
+    return _single(network, [x], [source], op, target)
+
+
+def max_pool2d(x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]) -> Tensor:
+    """``haqsearch::max_pool2d``."""
+    from haqsearch.kernels.schema import out_size
+
+    size = [out_size(x.shape[2 + i], kernel[i], stride[i], padding[i], dilation[i]) for i in (0, 1)]
+    network = Network()
+    source = network.slot(x.shape[1:], x.dtype, 0)
+    target = network.slot((x.shape[1], *size), x.dtype, 0)
+    op = _native.pool([*kernel, *stride, *padding, *dilation], source.bias, None, isa())
+    return _single(network, [x], [source], op, target)
+
+
+def _range(x: Tensor) -> tuple[int, int]:
+    return (int(x.min()), int(x.max())) if x.numel() else (0, 0)
+
+
+def _single(network: Network, inputs: Sequence[Tensor], sources: Sequence[Slot], op: Any, target: Slot) -> Tensor:
+    for i, source in enumerate(sources):
+        network.take(i, source)
+    network.step(op, [whole(source) for source in sources], whole(target))
+    network.give(0, target)
+    return network.run(inputs)[0]
+
+
+__all__ = [
+    "Border",
+    "Box",
+    "Network",
+    "Slot",
+    "average_pool2d",
+    "conv2d",
+    "conv_op",
+    "epilogue",
+    "isa",
+    "isas",
+    "linear",
+    "max_pool2d",
+    "weighted_sum",
+    "whole",
+    "window_border",
+]

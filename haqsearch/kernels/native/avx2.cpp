@@ -1,0 +1,13 @@
+// The table of avx2.
+#include "kernels.h"
+
+namespace haq {
+namespace {
+
+bool available() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+
+}  // namespace
+
+const Kernels kAvx2 = {"avx2", available};
+
+}  // namespace haq

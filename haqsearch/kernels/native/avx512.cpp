@@ -1,0 +1,13 @@
+// The table of avx512.
+#include "kernels.h"
+
+namespace haq {
+namespace {
+
+bool available() { return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vpopcntdq") && __builtin_cpu_supports("avx512bitalg"); }
+
+}  // namespace
+
+const Kernels kAvx512 = {"avx512", available};
+
+}  // namespace haq

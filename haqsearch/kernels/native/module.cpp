@@ -1,0 +1,137 @@
+// The Python face of the kernels. Arrays come in as contiguous CPU arrays; haqsearch/kernels/native/__init__.py checks them.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <stdexcept>
+
+#include "executor.h"
+#include "kernels.h"
+
+namespace nb = nanobind;
+using namespace haq;
+
+namespace {
+
+template <typename T>
+using Array = nb::ndarray<const T, nb::c_contig, nb::device::cpu>;
+using Ints = std::vector<int>;
+
+template <typename T>
+std::vector<T> values(const Array<T>& array) {
+  return {array.data(), array.data() + array.size()};
+}
+
+// The constants as the program holds them: three int64 arrays of one entry, or of one per channel.
+Epilogue epilogue(const Array<int64_t>& multiplier, const Array<int64_t>& offset, const Array<int64_t>& shift,
+                  int zero_point, int low, int high, bool wide, size_t channels) {
+  Epilogue e;
+  if (multiplier.size() != offset.size() || multiplier.size() != shift.size() ||
+      (multiplier.size() != 1 && multiplier.size() != channels))
+    throw std::invalid_argument("an epilogue has one entry, or one for each output channel");
+  for (size_t n = 0; n < channels; ++n) {
+    const size_t i = multiplier.size() == 1 ? 0 : n;
+    const int64_t m = multiplier.data()[i], s = shift.data()[i];
+    if (m < 0 || m >= int64_t(1) << 31 || s < 1 || s > 62)
+      throw std::invalid_argument("an epilogue's multiplier lies in [0, 2**31), its shift in [1, 62]");
+    e.multiplier.push_back(static_cast<int32_t>(m));
+    e.offset.push_back(offset.data()[i]);
+    e.shift.push_back(static_cast<int32_t>(s));
+  }
+  if (low > high || low < (wide ? -32768 : 0) || high > (wide ? 32767 : 255))
+    throw std::invalid_argument("an epilogue's clamp leaves the type of its codes");
+  e.zero_point = zero_point, e.low = low, e.high = high, e.wide = wide;
+  return e;
+}
+
+std::shared_ptr<Op> conv(const Array<int8_t>& weight, int weight_bits, const Ints& geometry, int groups,
+                         const Ints& input, const Epilogue& e, bool few_rows, const std::string& isa) {
+  if (weight.ndim() != 4 || geometry.size() != 6 || input.size() != 3)
+    throw std::invalid_argument("conv takes weights (N, C / groups, kh, kw), 6 numbers of geometry, 3 of the input");
+  ConvSpec s;
+  s.out_channels = static_cast<int>(weight.shape(0)), s.groups = groups;
+  s.in_channels = static_cast<int>(weight.shape(1)) * groups;
+  s.kernel_h = static_cast<int>(weight.shape(2)), s.kernel_w = static_cast<int>(weight.shape(3));
+  s.stride_h = geometry[0], s.stride_w = geometry[1], s.pad_h = geometry[2], s.pad_w = geometry[3];
+  s.dilation_h = geometry[4], s.dilation_w = geometry[5];
+  s.weight = values(weight), s.weight_bits = weight_bits;
+  s.input_low = input[0], s.input_high = input[1], s.input_zero_point = input[2];
+  s.epilogue = e;
+  if (groups < 1 || s.out_channels % groups || e.multiplier.size() != size_t(s.out_channels) || weight.size() == 0)
+    throw std::invalid_argument("conv: groups must divide the output channels, and there must be some");
+  if (std::min({s.stride_h, s.stride_w, s.dilation_h, s.dilation_w}) < 1 || std::min(s.pad_h, s.pad_w) < 0)
+    throw std::invalid_argument("conv: strides and dilations are at least 1, paddings at least 0");
+  if (s.input_low < 0 || s.input_high > 255 || s.input_low > s.input_high)
+    throw std::invalid_argument("conv: input codes lie in 0..255");
+  if (s.bound() > INT32_MAX) throw std::invalid_argument("conv: an accumulator can leave int32");
+  return make_conv(s, isa, few_rows);
+}
+
+Tensor tensor(const Ints& shape, const Ints& border, int bytes, int fill, int64_t offset, int64_t stride) {
+  Tensor t{shape.at(0), shape.at(1), shape.at(2), border.at(0), border.at(1), border.at(2), border.at(3), bytes, fill};
+  t.offset = offset, t.stride = stride;
+  return t;
+}
+
+Box box(const Ints& b) {
+  return {b.at(0), b.at(1), b.at(2), b.at(3), b.at(4), b.at(5), b.at(6), b.at(7), b.at(8)};
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+  nb::class_<Epilogue>(m, "Epilogue");
+  nb::class_<Op>(m, "Op")
+      .def_prop_ro("method", [](const Op& op) { return std::string(op.method()); })
+      .def_prop_ro("packed_bytes", &Op::packed_bytes);
+  m.def("isas", [] {
+    std::vector<std::string> names;
+    for (const Kernels* table : tables("")) names.emplace_back(table->name);
+    return names;
+  });
+  m.def("epilogue", &epilogue);
+  m.def("conv", &conv);
+  m.def("weighted_sum",
+        [](std::vector<int> zero_points, std::vector<int64_t> multipliers, const Epilogue& e, const std::string& isa) {
+          return std::shared_ptr<Op>(make_weighted_sum({zero_points, multipliers, e}, isa));
+        });
+  m.def("pool", [](const Ints& g, int zero_point, const Epilogue* e, const std::string& isa) {
+    PoolSpec s{g.at(0), g.at(1), g.at(2), g.at(3), g.at(4), g.at(5), g.at(6), g.at(7), zero_point, {}};
+    if (e) s.epilogue = *e;
+    return std::shared_ptr<Op>(e ? make_average(s, isa) : make_maximum(s, isa));
+  }, nb::arg(), nb::arg(), nb::arg().none(), nb::arg());
+  m.def("copy", [] { return std::shared_ptr<Op>(make_copy()); });
+  m.def("flatten", [] { return std::shared_ptr<Op>(make_flatten()); });
+
+  nb::class_<Executor>(m, "Executor")
+      .def(nb::init<>())
+      .def_rw("arena_bytes", &Executor::arena_bytes)
+      .def("tensor", [](Executor& e, const Ints& shape, const Ints& border, int bytes, int fill, int64_t offset,
+                        int64_t stride) { e.tensors.push_back(tensor(shape, border, bytes, fill, offset, stride)); })
+      .def("step", [](Executor& e, std::shared_ptr<Op> op, const std::vector<Ints>& inputs, const Ints& output,
+                      bool whole) {
+        Step s{std::move(op), {}, box(output), whole};
+        for (const Ints& b : inputs) s.inputs.push_back(box(b));
+        e.steps.push_back(std::move(s));
+      })
+      .def("quantize", [](Executor& e, int source, const Ints& b, float scale, int zero_point, int low, int high,
+                          int bias) { e.imports.push_back({source, box(b), false, scale, zero_point, low, high, bias}); })
+      .def("take", [](Executor& e, int source, const Ints& b, int bias) {
+        e.imports.push_back({source, box(b), true, 1, 0, 0, 255, bias});
+      })
+      .def("give", [](Executor& e, int target, const Ints& b, int bias) { e.exports.push_back({target, box(b), bias}); })
+      // Addresses of contiguous buffers, kept alive by the caller.
+      .def("run", [](Executor& e, const std::vector<uintptr_t>& sources, const std::vector<uintptr_t>& targets,
+                     int64_t batch, int chunk, int threads) {
+        std::vector<const void*> from;
+        std::vector<void*> to;
+        for (uintptr_t p : sources) from.push_back(reinterpret_cast<const void*>(p));
+        for (uintptr_t p : targets) to.push_back(reinterpret_cast<void*>(p));
+        nb::gil_scoped_release release;
+        e.run(from, to, batch, chunk, threads);
+      });
+}
