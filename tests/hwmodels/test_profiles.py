@@ -20,12 +20,12 @@ TEXTS = {path.stem: path.read_text() for path in profile.PROFILES.glob("*.toml")
 
 
 def test_every_profile_loads_under_its_name():
-    assert hwmodels.list_profiles() == ("bismo-cloud", "bismo-edge", "bitfusion")
+    assert hwmodels.list_profiles() == ("bismo-cloud", "bismo-edge", "bitfusion", "bitfusion-16x32")
     for name in hwmodels.list_profiles():
         device = hwmodels.load(name)
         assert device.name == name
         assert device.digest == hwmodels.load(profile.PROFILES / f"{name}.toml").digest
-    assert len({hwmodels.load(name).digest for name in hwmodels.list_profiles()}) == 3
+    assert len({hwmodels.load(name).digest for name in hwmodels.list_profiles()}) == 4
 
 
 def test_digest_follows_every_number():
