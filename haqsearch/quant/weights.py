@@ -1,4 +1,4 @@
-"""Weights in integers: per output channel, symmetric, nearest rounding, the scale chosen by mean squared error."""
+"""Weights in integers: symmetric, nearest rounding, the scale - of each output channel, or of all - of least squared error."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ _FRACTIONS = torch.linspace(0.15, 1.0, 86, dtype=torch.float64)
 class QWeight:
     """Integer weights: ``codes`` int8 (out, ...), ``scale`` float32 (out,); real = scale[o] * codes[o].
 
+    In a format ``:tensor`` all scales are equal.
+
     ``bias_correction`` (out,) is added to the layer's bias: what rounding takes from the mean of its output. None: nothing.
     """
 
@@ -34,15 +36,16 @@ class QWeight:
 
 
 def quantize_weight(weight: Tensor, format: Format, where: str = "weight") -> QWeight:
-    """Quantize ``weight`` (out, ...) to ``format`` (an intN, N <= 8) with the per-channel scale of least squared error.
+    """Quantize ``weight`` (out, ...) to ``format`` (intN or intN:tensor, N <= 8) with the scales of least squared error.
 
     Nearest rounding, half to even. A channel of zeros gets scale 1 and codes 0. Raises DataError on NaN or inf.
     """
     if not bool(torch.isfinite(weight).all()):
         raise DataError(f"{where}: the weights hold NaN or infinity; check the weights file")
-    if format.kind != "int" or format.width > 8:
+    if format.kind != "int" or not format.in_programs or format.width > 8:
         raise DataError(f"{where}: weights are stored as int2..int8, not {format}")
-    rows = weight.detach().flatten(1).double()
+    by_tensor = format.granularity == "tensor"
+    rows = weight.detach().flatten(0 if by_tensor else 1).double().reshape(1 if by_tensor else len(weight), -1)
     limit = rows.abs().amax(1)
     best_error = torch.full_like(limit, torch.inf)
     best_scale = symmetric_params(limit, format)
@@ -54,7 +57,7 @@ def quantize_weight(weight: Tensor, format: Format, where: str = "weight") -> QW
         better = error < best_error
         best_error = torch.where(better, error, best_error)
         best_scale = torch.where(better, scale, best_scale)
-    return encode_weight(weight, best_scale, format)
+    return encode_weight(weight, best_scale.expand(len(weight)).contiguous(), format)
 
 
 def encode_weight(weight: Tensor, scale: Tensor, format: Format) -> QWeight:

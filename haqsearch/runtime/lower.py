@@ -241,6 +241,8 @@ class _Lowering:
         if node.bias:
             largest += self.graph.parameters[node.bias].double().abs() / out.scale
         tolerance = (0.25 / largest.clamp(min=1e-9)).clamp(2.0**-13, 2.0**-5)
+        if weight.format.granularity == "tensor":
+            tolerance = tolerance.min().expand_as(tolerance)  # one scale stays one
         return (odd_ratio(ratio, tolerance) * out.scale / x.scale).float()
 
     def _epilogue(self, out: TensorInfo, multiplier: Tensor, bias: Tensor | None = None) -> None:

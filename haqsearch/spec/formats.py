@@ -9,6 +9,8 @@ Integer programs take these, and ``Format.parse`` reads no others:
 | ``uint4``   | 0 .. 15                     | scale * (q - zero_point)              |
 | ``float32`` | -                           | itself: the tensor is not quantized   |
 
+and ``int4:tensor`` for weights: one scale for the layer, where plain ``int4`` has one for each output channel.
+
 Integer weights are symmetric, so their range drops the lowest code (-8 for ``int4``): the range is the same on both
 sides and zero needs no zero point [Jacob et al. 2018, 1712.05877, section 3].
 
@@ -104,9 +106,14 @@ class Format:
     @property
     def in_programs(self) -> bool:
         """Whether integer programs, and so policies and recipes, know this format."""
-        if self.granularity:
+        if self.granularity and not self._by_tensor:
             return False
         return self.is_float or (self.kind == "int" and self.width > 1) or self.kind == "uint"
+
+    @property
+    def _by_tensor(self) -> bool:
+        """Whether these are symmetric integers of one scale: weights of which a program knows every code."""
+        return (self.kind, self.granularity) == ("int", "tensor")
 
     @property
     def uses(self) -> tuple[str, ...]:
@@ -128,7 +135,7 @@ class Format:
         """Largest code in integer programs. Raises PolicyError for a format that has none there."""
         if self.is_float:
             raise PolicyError(f"format {self} has no integer codes: it is not quantized")
-        if self.kind not in {"int", "uint"} or self.granularity:
+        if self.kind not in {"int", "uint"} or (self.granularity and not self._by_tensor):
             raise PolicyError(f"format {self} has no integer codes of its own: it is for tensors, not for programs")
         return 2**self.width - 1 if self.kind == "uint" else 2 ** (self.width - 1) - 1
 
@@ -138,7 +145,7 @@ class Format:
 
     @classmethod
     def parse(cls, text: str) -> Format:
-        """Format of integer programs named by ``text`` (``int2``..``int16``, ``uint1``..``uint16``, ``float32``).
+        """Format of integer programs named by ``text``: ``int2``..``int16``, ``uint1``..``uint16``, ``int8:tensor``, ``float32``.
 
         Raises PolicyError with the nearest names for any other text, and for a format that is for tensors alone.
         """
@@ -150,7 +157,7 @@ class Format:
             raise _unknown(text, known)
         if format.granularity:
             known = [f"{format.kind}{max(format.width, 2)}"]
-        takes = "int2..int16, uint1..uint16 and float32"
+        takes = "int2..int16 (also :tensor), uint1..uint16 and float32"
         raise _unknown(
             text, known, f" in programs, policies and recipes: they take {takes}, {format} is for tensors alone"
         )

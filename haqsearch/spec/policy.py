@@ -25,7 +25,8 @@ class Choice:
     activation: Format
 
     def __str__(self) -> str:
-        if self.weight.kind == "int" and self.activation.kind == "uint":
+        usual = not self.weight.granularity and not self.activation.granularity
+        if usual and self.weight.kind == "int" and self.activation.kind == "uint":
             return f"w{self.weight.width}a{self.activation.width}"
         if self == FLOAT_CHOICE:
             return str(self.weight)

@@ -145,3 +145,15 @@ def test_the_weights_given_are_left_alone():
     q = quantize_weight(w, Format("int", 3))
     assert torch.equal(w, before)
     assert not q.codes.requires_grad and not q.scale.requires_grad
+
+
+@laws
+@given(shapes, seeds, draws, widths)
+def test_one_scale_for_the_tensor_is_the_scale_of_the_tensor_as_one_channel(shape, seed, kind, width):
+    w = _weights(shape, seed, kind)
+    by_tensor, by_channel = (quantize_weight(w, Format("int", width, g)) for g in ("tensor", ""))
+    one = quantize_weight(w.reshape(1, -1), Format("int", width))
+    assert by_tensor.scale.tolist() == one.scale.tolist() * len(w)
+    assert torch.equal(by_tensor.codes.reshape(1, -1), one.codes)
+    slack = 2.0**-20 * float(w.double().square().sum())
+    assert float(_error(w, by_channel).sum()) <= float(_error(w, by_tensor).sum()) * (1 + 1e-3) + slack

@@ -194,3 +194,16 @@ def test_batches_do_not_change_the_logits():
     program = program_of("shortcut", 2)
     assert torch.equal(in_batches(lambda part: run_program(program, part), x, 7), run_program(program, x))
     torch.testing.assert_close(float_logits(ready.graph, x), run_float(ready.graph, x))
+
+
+@pytest.mark.parametrize("name", ["conv_bias", "depthwise", "shortcut", "tokens"])
+@pytest.mark.parametrize("text", ["int8:tensor/uint8", "int4:tensor/uint5"])
+def test_a_layer_with_one_weight_scale_keeps_one(name, text):
+    ready = small(name)
+    program = ready.lower(Policy.uniform(ready.spec, Choice.parse(text)))
+    for step in program.instructions:
+        if step.weight_format is not None:
+            assert str(step.weight_format) == text.partition("/")[0]
+            assert len(program.constants[f"{step.name}.weight_scale"].unique()) == 1
+    x = inputs(name, 32, 7)
+    assert torch.equal(run_codes(program, x).double(), oracle_codes(program, x))

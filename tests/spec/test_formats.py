@@ -85,7 +85,7 @@ def test_of_inverts_print(text):
     format = Format.of(text)
     assert str(format) == text
     assert Format.of(f" {text}\n") == format
-    assert format.in_programs == (format in {*INTS, *UINTS, FLOAT32})
+    assert format.in_programs == (format in {*INTS, *(Format("int", f.width, "tensor") for f in INTS), *UINTS, FLOAT32})
     assert format.uses[-1] == "tensors"
     assert format.in_programs or format.uses == ("tensors",)
 
@@ -147,6 +147,15 @@ def test_programs_policies_and_recipes_refuse_a_format_of_tensors_and_say_so(tex
     layers = {"stem": {"weight": text, "activation": "uint8"}}
     with pytest.raises(PolicyError, match=r"layer 'stem': .* is for tensors alone"):
         Policy.from_json({"schema_version": 1, "layers": layers})
+
+
+def test_a_layer_may_have_one_weight_scale_in_policies():
+    choice = Choice.parse("int4:tensor/uint8")
+    assert (str(choice), str(choice.weight)) == ("int4:tensor/uint8", "int4:tensor")
+    assert Choice.parse(str(choice)) == choice != Choice.parse("w4a8")
+    assert (choice.weight.code_min, choice.weight.code_max) == (-7, 7)
+    assert choice.weight.uses == ("weights", "tensors")
+    assert choice.weight.bits == Format.of("int4").bits
 
 
 @pytest.mark.parametrize("text", [name for name in [*EXOTIC, "int4:group=16", "int4:channel"] if name != "int1"])
