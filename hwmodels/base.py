@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -25,11 +25,14 @@ Indices = npt.NDArray[np.intp]
 @dataclass(frozen=True)
 class LayerCost:
     """Cost of one layer: ``values`` by metric in base units; ``bound`` names what limits the layer's latency
-    (``compute``, ``weights``, ``activations``, ``outputs``); ``source`` says where the numbers come from."""
+    (``compute``, ``weights``, ``activations``, ``outputs``, ``overhead``); ``source`` says where the numbers come from, and
+    begins with ``profile``, ``measured``, ``interpolated`` or ``extrapolated``; ``seconds``, where the device knows them,
+    are those of each resource if nothing else held it up."""
 
     values: Mapping[str, float]
     bound: str
     source: str
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 class HardwareModel(ABC):
@@ -39,12 +42,14 @@ class HardwareModel(ABC):
     metrics          names from ``haqsearch.spec.METRICS`` that ``cost`` returns, each for one batch
     additive         the metrics that are sums over the layers (a solver may add them); all of them unless overridden
     default_batch    samples per batch when the user does not say
+    draft            nobody has said where its numbers come from
     """
 
     name: str
     summary: str
     metrics: tuple[str, ...]
     default_batch: int = 1
+    draft: bool = False
 
     @property
     def additive(self) -> tuple[str, ...]:
@@ -66,6 +71,14 @@ class HardwareModel(ABC):
         Raises HardwareError exactly when ``supports`` says no or ``batch`` is less than one.
         """
 
+    def stored(self, layer: LayerSpec, choice: Choice) -> Choice:
+        """``choice`` in the widths that the device's memory holds; itself unless the device pads."""
+        return choice
+
+    def bind(self, model: ModelSpec) -> HardwareModel:
+        """This device for the layers of ``model``: what a layer costs may depend on the network that it is part of."""
+        return self
+
     def total(self, metric: str, values: Sequence[float]) -> float:
         """Cost of the network from the costs of its layers. Override it for the metrics that are not ``additive``."""
         return sum(values)
@@ -76,21 +89,24 @@ class HardwareModel(ABC):
         Raises HardwareError if a layer is left without any supported choice.
         """
         batch = batch or self.default_batch
+        device = self.bind(model)
         if isinstance(choices, SearchSpace):
             allowed = candidates(choices)
         else:
             allowed = {layer.name: tuple(choices) if layer.quantizable else (FLOAT_CHOICE,) for layer in model}
         columns = tuple(dict.fromkeys(choice for layer in model for choice in allowed[layer.name]))
         metrics = tuple(dict.fromkeys((*self.additive, *memory.ADDITIVE)))
+        column = {choice: i for i, choice in enumerate(columns)}
         values = {metric: np.full((len(model), len(columns)), np.inf) for metric in metrics}
         for row, layer in enumerate(model):
-            supported = [choice for choice in allowed[layer.name] if self.supports(layer, choice)]
+            supported = [choice for choice in allowed[layer.name] if device.supports(layer, choice)]
             if not supported:
                 raise HardwareError(f"{self.name}: supports none of the choices offered for layer {layer.name!r}")
             for choice in supported:
-                cost = {**memory.layer_values(layer, choice), **self.cost(layer, choice, batch).values}
+                stored = memory.layer_values(layer, choice, device.stored(layer, choice))
+                cost = {**stored, **device.cost(layer, choice, batch).values}
                 for metric in metrics:
-                    values[metric][row, columns.index(choice)] = cost[metric]
+                    values[metric][row, column[choice]] = cost[metric]
         return CostTable(tuple(layer.name for layer in model), columns, values)
 
 

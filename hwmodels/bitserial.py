@@ -107,7 +107,15 @@ class BitSerial(ProfiledDevice[BitSerialProfile]):
         written = batch * loops.pixels * loops.outputs * loops.groups * memory.output_bits
         bit_macs = batch * loops.macs * native[0] * native[1]
         picojoule = bit_macs * energy.core_pj_per_bit_mac + (streamed + written) * energy.dram_pj_per_bit
-        return Run(whole.cycles, max(resources, key=lambda name: resources[name]), picojoule)
+        seconds = {name: cycles / self.profile.clock.frequency_hz for name, cycles in resources.items()}
+        return Run(whole.cycles, max(resources, key=lambda name: resources[name]), picojoule, seconds)
+
+    @property
+    def bandwidth_bytes_per_s(self) -> float:
+        """Of both ports together."""
+        memory = self.profile.memory
+        bits = memory.activation_port_bits_per_cycle + memory.weight_port_bits_per_cycle
+        return bits / 8 * self.profile.clock.frequency_hz
 
     def _product(self, pixels: int, outputs: int, words: int, w: int, a: int) -> _Product:
         """The product, cut into pieces that fit the buffers, in the better of the two nestings."""

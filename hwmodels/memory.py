@@ -37,9 +37,9 @@ def bops(layer: LayerSpec, choice: Choice) -> float:
     return float(layer.macs * choice.weight.width * choice.activation.width)
 
 
-def layer_values(layer: LayerSpec, choice: Choice) -> dict[str, float]:
-    """The additive metrics of one layer."""
-    return {"size_bytes": float(size_bytes(layer, choice)), "bops": bops(layer, choice)}
+def layer_values(layer: LayerSpec, choice: Choice, stored: Choice) -> dict[str, float]:
+    """The additive metrics of one layer computed as ``choice`` and stored as ``stored``."""
+    return {"size_bytes": float(size_bytes(layer, stored)), "bops": bops(layer, choice)}
 
 
 @dataclass(frozen=True)

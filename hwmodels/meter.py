@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import exp
 
 from haqsearch.errors import BudgetError
@@ -44,7 +44,7 @@ class Meter:
     """
 
     def __init__(self, device: HardwareModel, model: ModelSpec, batch: int | None = None) -> None:
-        self.device, self.model = device, model
+        self.device, self.model = device.bind(model), model
         self.batch = device.default_batch if batch is None else batch
         self._activations = memory.ActivationMemory.of(model)
         self._known: list[dict[Choice, LayerCost]] = [{} for _ in model]
@@ -66,8 +66,13 @@ class Meter:
             values = [cost[metric] for cost in layers]
             found[metric] = float(sum(values) if metric in self._additive else self.device.total(metric, values))
         if PEAK not in found:
-            found[PEAK] = self._activations.peak(policy)
+            found[PEAK] = self._activations.peak(self.stored(policy))
         return found
+
+    def stored(self, policy: Policy) -> Policy:
+        """``policy`` in the widths that the device's memory holds."""
+        held = {layer.name: self.device.stored(layer, policy[layer.name]) for layer in self.model}
+        return Policy(held)
 
     def layer_costs(self, policy: Policy) -> list[tuple[LayerSpec, LayerCost]]:
         """Cost of every layer in network order, its ``size_bytes`` and ``bops`` included. Raises as ``costs`` does."""
@@ -85,7 +90,8 @@ class Meter:
         if choice not in known:
             layer = self.model.layers[index]
             cost = self.device.cost(layer, choice, self.batch)
-            known[choice] = LayerCost({**memory.layer_values(layer, choice), **cost.values}, cost.bound, cost.source)
+            held = memory.layer_values(layer, choice, self.device.stored(layer, choice))
+            known[choice] = replace(cost, values={**held, **cost.values})
         return known[choice]
 
     def int8(self) -> dict[str, float]:
@@ -139,7 +145,7 @@ class Meter:
         why = {name: text if self.model[name].quantizable else "stays in float32" for name, text in fixed.items()}
         if metric == PEAK:
             # Buffers of a fixed width belong to no layer's choice at all.
-            buffers = self._activations.at_peak(policy, lambda b: not b.format_of or b.format_of in fixed)
+            buffers = self._activations.at_peak(self.stored(policy), lambda b: not b.format_of or b.format_of in fixed)
             held = [(b.name, float(size), why.get(b.format_of, f"fixed at {b.bits} bits")) for b, size in buffers]
         else:
             costs = self.layer_costs(policy)

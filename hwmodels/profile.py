@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
@@ -19,7 +19,10 @@ PROFILES = Path(__file__).parent / "profiles"
 
 # Every compute kind: the value of [compute] kind -> where its profile class is.
 KINDS = {
+    "affine": "hwmodels.affine:AffineProfile",
     "bit_serial": "hwmodels.bitserial:BitSerialProfile",
+    "lanes": "hwmodels.lanes:LanesProfile",
+    "rates": "hwmodels.rates:RatesProfile",
     "spatial": "hwmodels.spatial:SpatialProfile",
 }
 
@@ -106,21 +109,27 @@ def _explain(error: ValidationError, profile: type[BaseModel]) -> str:
         text = f"{key}: missing; every number of a device has to be given, with the unit its key names"
     else:
         message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
-        text = f"{key} = {value}: {message}"
+        # A rule about several keys of one table names them itself.
+        about_a_table = problem["type"] == "value_error" and isinstance(problem["input"], dict)
+        text = (f"{key}: " if key else "") + message if about_a_table else f"{key} = {value}: {message}"
     return _one_line(text) + (f" (and {more} more)" if more else "")
 
 
 def _keys(model: type[BaseModel], location: Iterable[int | str]) -> list[str]:
-    """Keys that the table at ``location`` may hold."""
+    """Keys that the table at ``location`` may hold; an integer in it is the place in a list of tables."""
     for part in location:
-        field = next(f for name, f in model.model_fields.items() if part in (name, f.alias))
-        nested = [
-            t
-            for t in (field.annotation, *get_args(field.annotation))
-            if isinstance(t, type) and issubclass(t, BaseModel)
-        ]
-        model = nested[0]
+        if isinstance(part, str):
+            field = next(f for name, f in model.model_fields.items() if part in (name, f.alias))
+            model = next(_models(field.annotation))
     return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Tables inside an annotation such as ``list[Level] | None``."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models(argument)
 
 
 def _shown(value: Any) -> str:

@@ -54,8 +54,8 @@ def test_least_equals_brute_force(model, device, pinned):
 @settings(max_examples=60, deadline=None)
 def test_what_is_refused_is_unreachable(model, device, factors):
     space, meter = space_of(model, device, (2, 8)), hwmodels.Meter(device, model)
-    names = ("latency_s", "size_bytes", "energy_j")
-    limits = limits_of(meter, *(f"{name} <= {factor} * int8" for name, factor in zip(names, factors, strict=True)))
+    names = [name for name in ("latency_s", "size_bytes", "energy_j") if name in meter.metrics]
+    limits = limits_of(meter, *(f"{name} <= {factor} * int8" for name, factor in zip(names, factors, strict=False)))
     reachable = any(all(x.met(costs) for x in limits) for costs in map(meter.costs, every_policy(space)))
     try:
         meter.check_reachable(space, limits)
@@ -221,5 +221,4 @@ def test_layers_of_any_operator_have_a_price():
     ]
     for device, layer in product(DEVICES.values(), odd):
         cost = device.cost(layer, FLOAT_CHOICE, 1).values
-        assert cost["latency_s"] > 0, layer.op
-        assert cost["energy_j"] > 0, layer.op
+        assert all(value > 0 for value in cost.values()), layer.op

@@ -19,13 +19,20 @@ README = Path(hwmodels.__file__).with_name("README.md")
 TEXTS = {path.stem: path.read_text() for path in profile.PROFILES.glob("*.toml")}
 
 
+DEVICES = (
+    "bismo-cloud", "bismo-edge", "bitfusion", "bitfusion-16x32", "cortex-m7", "edge-tpu", "ethos-u55-256", "gap8",
+    "generic-45nm", "mpic", "nvidia-a100", "nvidia-h200", "nvidia-t4", "x86-avx2", "x86-avx512-vnni", "xpulpnn",
+)  # fmt: skip
+
+
 def test_every_profile_loads_under_its_name():
-    assert hwmodels.list_profiles() == ("bismo-cloud", "bismo-edge", "bitfusion", "bitfusion-16x32")
+    assert set(hwmodels.list_profiles()) >= set(DEVICES)
     for name in hwmodels.list_profiles():
         device = hwmodels.load(name)
         assert device.name == name
+        assert not device.draft
         assert device.digest == hwmodels.load(profile.PROFILES / f"{name}.toml").digest
-    assert len({hwmodels.load(name).digest for name in hwmodels.list_profiles()}) == 4
+    assert len({hwmodels.load(name).digest for name in hwmodels.list_profiles()}) == len(hwmodels.list_profiles())
 
 
 def test_digest_follows_every_number():
@@ -47,7 +54,7 @@ def test_digest_follows_every_number():
         ("rows = 8", "rows = true", "compute.rows = True: should be a valid integer"),
         ("rows = 8", "row = 8", "compute.row: unknown key; did you mean 'rows'?"),
         ('kind = "bit_serial"', 'kind = "bitserial"', "compute.kind: 'bitserial' is not a compute kind; did"),
-        ('kind = "bit_serial"', "", "compute.kind: missing; write one of bit_serial, spatial"),
+        ('kind = "bit_serial"', "", "compute.kind: missing; write one of affine, bit_serial, lanes, rates, spatial"),
         ('kind = "bit_serial"', 'kind = "spatial"', "unknown key"),
         ("schema = 1", "schema = 2", "schema = 2: should be 1"),
         ('unsupported = "error"', 'unsupported = "maybe"', "unsupported = 'maybe': should be 'error' or 'round_up'"),
@@ -68,11 +75,23 @@ def test_a_wrong_profile_says_what_to_mend(tmp_path, old, new, message):
     assert "\n" not in str(caught.value)
 
 
-def test_sources_are_mandatory():
+def test_a_file_without_sources_is_a_draft_and_says_so():
     data = tomllib.loads(TEXTS["bitfusion"])
-    for sources in ([], [""], "somewhere"):
+    for sources in ({}, {"sources": []}):
+        draft = profile.parse({**{k: v for k, v in data.items() if k != "sources"}, **sources}, "mine.toml")
+        assert draft.draft
+        assert draft.summary == data["summary"] + " (draft: names no sources)"
+    for sources in ([""], "somewhere"):
         with pytest.raises(HardwareError, match="sources"):
             profile.parse({**data, "sources": sources}, "mine.toml")
+
+
+def test_numbers_that_are_assumed_are_numbers_of_the_file():
+    data = tomllib.loads(TEXTS["mpic"])
+    known = ["clock.frequency_hz", "compute.rates.3.macs_per_cycle", "energy"]
+    assert profile.parse({**data, "assumed": known}, "mine.toml").profile.assumed == known
+    with pytest.raises(HardwareError, match="mine.toml: assumed: there is no number 'clock.frequency' in this file"):
+        profile.parse({**data, "assumed": ["clock.frequency"]}, "mine.toml")
 
 
 @pytest.mark.parametrize(

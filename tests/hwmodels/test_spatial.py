@@ -83,7 +83,7 @@ def test_float_takes_sixteen_passes():
 
 def test_grouped_convolution_is_its_groups_one_by_one():
     grouped, one = conv("grouped", 64, 64, 3, 16, groups=4), conv("one", 16, 16, 3, 16)
-    for device in map(hwmodels.load, hwmodels.list_profiles()):
+    for device in map(hwmodels.load, ("bitfusion", "bismo-edge", "bismo-cloud", "mpic")):
         whole, part = (device.cost(layer, wa(4, 4), 1).values for layer in (grouped, one))
         assert whole["latency_s"] == pytest.approx(4 * part["latency_s"])
         assert whole["energy_j"] == pytest.approx(4 * part["energy_j"])
