@@ -159,6 +159,11 @@ class _Writer:
                 self._node("Concat", inputs, real, axis=at["dim"])
             case "rescale":
                 real = inputs[0]
+            case "minimum":
+                out = outputs[0]
+                high = (self.program.constants[f"{out.name}.high"].numpy() - out.zero_point).astype(np.float32)
+                bounds = (high * np.float32(out.scale)).reshape(-1, *[1] * (len(out.shape or ()) - 1))
+                self._node("Min", [inputs[0], self._constant(f"{out.name}.bounds", bounds, np.float32)], real)
             case _:
                 raise ExportError(f"{step.name}: ONNX export does not know {step.op!r}")
         for info in outputs:

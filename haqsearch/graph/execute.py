@@ -88,8 +88,16 @@ def compute(node: Node, inputs: list[Any], weight: Any = None, bias: Any = None)
         case _:
             raise ModelError(f"{node.name}: unknown operation {node.op!r}")
     if at.get("clamp"):
-        y = torch.clamp(y, *at["clamp"])
+        y = _clamped(y, *at["clamp"])
     return y
+
+
+def _clamped(y: Tensor, low: float | None, high: float | tuple[float, ...] | None) -> Tensor:
+    """``y`` clamped; ``high`` may be a bound for each channel (dim 1)."""
+    if not isinstance(high, tuple):
+        return torch.clamp(y, low, high)
+    bounds = torch.tensor(high, dtype=y.dtype, device=y.device).reshape(-1, *[1] * (y.ndim - 2))
+    return torch.minimum(y if low is None else y.clamp(min=low), bounds)
 
 
 def run_float(graph: Graph, x: Tensor, observe: Callable[[Node, Tensor], None] | None = None) -> Tensor:

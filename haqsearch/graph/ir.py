@@ -29,7 +29,8 @@ class Node:
       slice       dim, start, end, step;     pad  amounts (as F.pad);   concat  dim (counted with the batch)
       clamp       low, high (None: open);    reshape  none: ``shape`` says it
       float       target (an operator's name), arguments (a template, see execute.py)
-    Every arithmetic op may carry ``clamp`` = (low, high): an activation fused behind it.
+    Every arithmetic op may carry ``clamp`` = (low, high): an activation fused behind it. Each is None, a number, or, behind a
+    layer, ``high`` may be a tuple of one number for each output channel (see ptq/equalize.py).
     ``weight`` and ``bias`` are keys of ``Graph.parameters``.
     """
 

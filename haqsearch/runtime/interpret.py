@@ -83,6 +83,9 @@ def _run(program: IntegerProgram, step: Instruction, inputs: list[Any], backend:
             ]
         case "max_pool2d":
             return [backend.max_pool2d(x, at["kernel"], at["stride"], at["padding"], at["dilation"])]
+        case "minimum":
+            high = program.constants[f"{step.name}.high"].to(x.dtype)
+            return [torch.minimum(x, high.reshape(-1, *[1] * (x.ndim - 2)))]
         case "slice":
             return [x[(slice(None),) * at["dim"] + (slice(at["start"], at["end"], at["step"]),)]]
         case "pad":

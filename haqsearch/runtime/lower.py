@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -98,7 +99,9 @@ class _Lowering:
         low, high = format.code_min, format.code_max
         at = node.attributes
         bounds = (at["low"], at["high"]) if node.op == "clamp" else at.get("clamp", (None, None))
-        codes = [None if b is None else int(quantize(torch.tensor(float(b)), params)) for b in bounds]
+        codes = [
+            None if b is None else int(quantize(torch.tensor(b, dtype=torch.float32), params).max()) for b in bounds
+        ]
         low = low if codes[0] is None else max(low, codes[0])
         high = high if codes[1] is None else min(high, codes[1])
         info = TensorInfo(f"{node.name}:{format}", node.shape, format, params.scale, params.zero_point, low, high)
@@ -160,7 +163,9 @@ class _Lowering:
     def _arithmetic(self, node: Node) -> None:
         inputs = [self.tensors[self._read(node, name)] for name in node.inputs]
         outputs = [self._quantized(node, format) for format in self._formats(node)]
-        outputs, narrower = self._split_stream(node, outputs)
+        wanted, narrower = self._split_stream(node, outputs)
+        ceilings = self._ceilings(node)
+        outputs = wanted if ceilings is None else [self._open(out) for out in wanted]
         names = ([t.name for t in inputs], [t.name for t in outputs])
         attributes = {key: value for key, value in node.attributes.items() if key not in {"clamp", "low", "high"}}
         match node.op:
@@ -184,9 +189,25 @@ class _Lowering:
                 self._emit("add", node.name, *names, attributes={"multipliers": multipliers})
             case _:
                 raise ModelError(f"{node.name}: cannot lower {node.op!r} to integers")
+        for out, result in zip(outputs, wanted, strict=True):
+            if ceilings is not None:
+                self.constants[f"{result.name}.high"] = quantize(ceilings, result.params).to(torch.int64)
+                self._emit("minimum", result.name, [out.name], [result.name])
         for out in narrower:
-            self._epilogue(out, torch.tensor([outputs[0].scale / out.scale], dtype=torch.float64))
-            self._emit("rescale", out.name, [outputs[0].name], [out.name])
+            self._epilogue(out, torch.tensor([wanted[0].scale / out.scale], dtype=torch.float64))
+            self._emit("rescale", out.name, [wanted[0].name], [out.name])
+
+    @staticmethod
+    def _ceilings(node: Node) -> Tensor | None:
+        """Upper bounds of the channels (float32) where each has its own."""
+        _, high = node.attributes.get("clamp", (None, None))
+        return torch.tensor(high, dtype=torch.float32) if isinstance(high, tuple) else None
+
+    def _open(self, result: TensorInfo) -> TensorInfo:
+        """Register the tensor that ``result`` is before each channel's own bound; its ``high`` is the largest of them."""
+        info = replace(result, name=f"{result.name}:open")
+        self.tensors[info.name] = info
+        return info
 
     def _split_stream(self, node: Node, outputs: list[TensorInfo]) -> tuple[list[TensorInfo], list[TensorInfo]]:
         """What the operation itself gives, and what is rescaled from it: a value kept twice is narrowed from its stream.

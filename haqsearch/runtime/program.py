@@ -11,6 +11,7 @@ Operations, with their attributes and constants (constants are keyed ``NAME.kind
   rescale     codes    codes, ...     -                                         -
   concat      codes*   codes          dim; one multiplier set per input         -
   max_pool2d  codes    codes          kernel stride padding dilation            -
+  minimum     codes    codes          -                                         NAME.high int64 (C,): bounds by channel
   slice pad reshape   codes    codes  dim start end step / amounts / -          -
   dequantize  codes    float          -                                         -
   float       float*   float          target arguments keywords                 parameters by key
@@ -73,7 +74,7 @@ class Instruction:
     weight_format: Format | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # equal only to itself: it holds tensors
 class IntegerProgram:
     """``instructions`` in order, every value's TensorInfo, constants by key; reads ``input``, gives ``output``."""
 

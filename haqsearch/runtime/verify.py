@@ -21,12 +21,13 @@ _OPS = {
     "rescale",
     "concat",
     "max_pool2d",
+    "minimum",
     "slice",
     "pad",
     "reshape",
     "float",
 }
-_MOVES = {"max_pool2d", "slice", "pad", "reshape"}
+_MOVES = {"max_pool2d", "minimum", "slice", "pad", "reshape"}
 _REQUANTIZED = {"conv2d", "linear", "avg_pool2d", "add", "rescale", "concat"}
 
 
@@ -46,6 +47,8 @@ def verify(program: IntegerProgram) -> None:
         _require(not missing, where, f"the constant {missing[:1]} is missing")
         if step.op in {"conv2d", "linear"}:
             _check_layer(program, step, where)
+        if step.op == "minimum":
+            _check_ceilings(program, step, where)
         if step.op in _REQUANTIZED:
             _check_epilogues(program, step, where)
     _require(program.output in defined, program.name, "no instruction gives the output")
@@ -61,6 +64,8 @@ def _constants(step: Instruction) -> set[str]:
     """Keys of the constants an integer operation reads."""
     layer = {f"{step.name}.{kind}" for kind in ("weight", "weight_scale", "bias")}
     epilogues = {f"{name}.{kind}" for name in step.outputs for kind in ("multiplier", "shift", "offset")}
+    if step.op == "minimum":
+        return {f"{step.name}.high"}
     return (layer if step.op in {"conv2d", "linear"} else set()) | (epilogues if step.op in _REQUANTIZED else set())
 
 
@@ -100,6 +105,12 @@ def _check_layer(program: IntegerProgram, step: Instruction, where: str) -> None
         where,
         "the accumulator bound is too small",
     )
+
+
+def _check_ceilings(program: IntegerProgram, step: Instruction, where: str) -> None:
+    high, out = program.constants[f"{step.name}.high"], program.tensors[step.outputs[0]]
+    _require(high.dtype == torch.int64 and high.shape == (out.shape or ())[:1], where, "not one bound for each channel")
+    _require(out.low <= int(high.min()) and int(high.max()) <= out.high, where, "a channel's bound leaves the clamp")
 
 
 def _check_epilogues(program: IntegerProgram, step: Instruction, where: str) -> None:

@@ -64,6 +64,9 @@ def oracle_codes(program: IntegerProgram, x: torch.Tensor) -> torch.Tensor:
                 real = torch.cat(reals, at["dim"])
             case "rescale":
                 real = reals[0]
+            case "minimum":
+                bound = (program.constants[f"{step.name}.high"].double() - infos[0].zero_point) * infos[0].scale
+                real = torch.minimum(reals[0], bound.reshape(-1, *[1] * (reals[0].ndim - 2)))
             case "slice":
                 index = [slice(None)] * reals[0].ndim
                 index[at["dim"]] = slice(at["start"], at["end"], at["step"])
