@@ -22,7 +22,7 @@ class Requantizer {
   Requantizer(const Epilogue& epilogue, int channels, int64_t bound, int doublings = 0)
       : epilogue_(epilogue), channels_(channels), doublings_(doublings) {
     const size_t padded = (static_cast<size_t>(channels) + 15) / 16 * 16;
-    multiplier_.resize(padded), up_.resize(padded), down_.resize(padded), offset_.resize(padded);
+    multiplier_.resize(padded), odd_multiplier_.resize(padded), up_.resize(padded), down_.resize(padded), offset_.resize(padded);
     // The zero point is added to saturated int16, and wide codes need more than that.
     vector_ = !epilogue.wide && epilogue.zero_point >= -16384 && epilogue.zero_point < 16384;
     for (int n = 0; n < channels; ++n) vector_ = vector_ && prepare(n, bound);
@@ -32,24 +32,24 @@ class Requantizer {
     zero_point_ = _mm256_set1_epi16(static_cast<int16_t>(epilogue.zero_point));
   }
 
-  // Channels channel .. channel + count (count <= 16, channel a multiple of 8) of one pixel; a has the first eight.
-  void store(uint8_t* pixel, int channel, int count, __m256i a, __m256i b) const {
-    if (!vector_) return store_slowly(pixel, channel, count, a, b);
+  // Writes channels channel .. channel + count (count <= 16, channel a multiple of 8) of one pixel to `to`, where the code
+  // of `channel` goes; a has the first eight.
+  void store(uint8_t* to, int channel, int count, __m256i a, __m256i b) const {
+    if (!vector_) return store_slowly(to, channel, count, a, b);
     const __m128i codes = sixteen(a, b, channel);
     if (count == 16) {
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(pixel + channel), codes);
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(to), codes);
     } else if (count == 8) {
-      _mm_storel_epi64(reinterpret_cast<__m128i*>(pixel + channel), codes);
+      _mm_storel_epi64(reinterpret_cast<__m128i*>(to), codes);
     } else {
       alignas(16) uint8_t bytes[16];
       _mm_store_si128(reinterpret_cast<__m128i*>(bytes), codes);
-      std::memcpy(pixel + channel, bytes, static_cast<size_t>(count));
+      std::memcpy(to, bytes, static_cast<size_t>(count));
     }
   }
 
   // Whether sixteen() may be used; store() sees to it by itself.
   bool vector() const { return vector_; }
-  bool shifts_up() const { return shifts_up_; }
 
   // Codes of channels channel .. channel + 16.
   __m128i sixteen(__m256i a, __m256i b, int channel) const {
@@ -71,10 +71,10 @@ class Requantizer {
 
   // Eight times (acc * multiplier + offset) >> shift.
   __m256i scaled(__m256i acc, int channel) const {
-    const __m256i m = load(&multiplier_[channel]);
     // offset_ holds eight channels as 0 2 4 6, 1 3 5 7: what even and odd lanes need
-    const __m256i even = _mm256_add_epi64(_mm256_mul_epi32(acc, m), load(&offset_[channel]));
-    const __m256i odd = _mm256_add_epi64(_mm256_mul_epi32(_mm256_srli_epi64(acc, 32), _mm256_srli_epi64(m, 32)),
+    const __m256i even =
+        _mm256_add_epi64(_mm256_mul_epi32(acc, load(&multiplier_[channel])), load(&offset_[channel]));
+    const __m256i odd = _mm256_add_epi64(_mm256_mul_epi32(_mm256_srli_epi64(acc, 32), load(&odd_multiplier_[channel])),
                                          load(&offset_[channel + 4]));
     const __m256i high = _mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xaa);
     return _mm256_srav_epi32(high, load(&down_[channel]));
@@ -86,24 +86,25 @@ class Requantizer {
     const int64_t room = int64_t(1) << (61 - up - doublings_), offset = epilogue_.offset[n];
     if ((bound << doublings_) > (INT32_MAX >> up) || offset >= room || offset <= -room) return false;
     multiplier_[n] = epilogue_.multiplier[n];
+    if (n % 2 == 1) odd_multiplier_[n - 1] = epilogue_.multiplier[n];  // where vpmuldq reads it
     up_[n] = up;
     down_[n] = shift + up - 32;
     offset_[n / 8 * 8 + n % 2 * 4 + n % 8 / 2] = offset * (int64_t(1) << (up + doublings_));
     return true;
   }
 
-  void store_slowly(uint8_t* pixel, int channel, int count, __m256i a, __m256i b) const {
+  void store_slowly(uint8_t* to, int channel, int count, __m256i a, __m256i b) const {
     alignas(32) int32_t acc[16];
     _mm256_store_si256(reinterpret_cast<__m256i*>(acc), a);
     _mm256_store_si256(reinterpret_cast<__m256i*>(acc + 8), b);
     for (int i = 0; i < count; ++i)
-      haq::store(epilogue_, pixel, channel + i, requantize(epilogue_, acc[i] >> doublings_, channel + i));
+      haq::store(epilogue_, to, i, requantize(epilogue_, acc[i] >> doublings_, channel + i));
   }
 
   Epilogue epilogue_;
   int channels_, doublings_;
   bool vector_ = false, shifts_up_ = false;
-  std::vector<int32_t> multiplier_, up_, down_;
+  std::vector<int32_t> multiplier_, odd_multiplier_, up_, down_;
   std::vector<int64_t> offset_;
   __m128i low_, high_;
   __m256i zero_point_;
