@@ -2,12 +2,19 @@
 #include "kernels.h"
 
 namespace haq {
+
+OpPointer avx512_conv(const ConvSpec&);
+
 namespace {
 
-bool available() { return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vpopcntdq") && __builtin_cpu_supports("avx512bitalg"); }
+bool available() {
+  return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi") &&
+         __builtin_cpu_supports("avx512vpopcntdq") && __builtin_cpu_supports("avx512bitalg");
+}
 
 }  // namespace
 
-const Kernels kAvx512 = {"avx512", available};
+const Kernels kAvx512 = {"avx512", available, avx512_conv};
 
 }  // namespace haq
