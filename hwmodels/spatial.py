@@ -89,6 +89,11 @@ class Spatial(ProfiledDevice[SpatialProfile]):
         self._layer = lru_cache(maxsize=4)(lambda nest: _Layer(profile, nest))
         self._tile = lru_cache(maxsize=65536)(self._best)
 
+    @property
+    def bandwidth_bytes_per_s(self) -> float:
+        profile = self.profile
+        return profile.memory.dram.bandwidth_bits_per_cycle * profile.clock.frequency_hz / 8
+
     def run(self, loops: Loops, choice: Choice, native: tuple[int, int], batch: int) -> Run:
         depthwise, linear = loops.kind == "depthwise", loops.kind == "linear"
         # Rows of a linear layer share its weights just as the samples of a batch do.
@@ -104,7 +109,8 @@ class Spatial(ProfiledDevice[SpatialProfile]):
             depthwise=depthwise,
         )
         one: Run = self._tile(nest, choice.weight.width, choice.activation.width, native)
-        return Run(one.cycles * loops.groups, one.bound, one.energy_pj * loops.groups)
+        seconds = {name: value * loops.groups for name, value in one.seconds.items()}
+        return Run(one.cycles * loops.groups, one.bound, one.energy_pj * loops.groups, seconds)
 
     def _best(self, nest: Nest, w: int, a: int, native: tuple[int, int]) -> Run:
         return self._layer(nest).best(w, a, native)
@@ -159,8 +165,11 @@ class _Layer:
         best = energy.argmin()
         traffic = {name: float(bits[best]) for name, bits in chosen.traffic.items()}
         hidden = compute[tiling[best]] >= chosen.stream(port)[best]
+        frequency = self.profile.clock.frequency_hz
+        seconds = {name: bits / port / frequency for name, bits in traffic.items()}
+        seconds["compute"] = float(compute[tiling[best]]) / frequency
         bound = "compute" if hidden else max(traffic, key=lambda name: traffic[name])
-        return Run(float(cycles.min()), bound, float(energy[best]))
+        return Run(float(cycles.min()), bound, float(energy[best]), seconds)
 
     def _energy(self, moves: _Moves, compute: Floats, read: dict[str, Floats]) -> Floats:
         """Picojoule of each of ``moves``."""

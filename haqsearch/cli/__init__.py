@@ -1,4 +1,6 @@
-"""The command line, one sub-command a file. To add one: a file with ``command``, and a line in ``COMMANDS``."""
+"""The command line, one sub-command a file. To add one: a file with ``command`` (or a ``group`` of them), and a
+line in ``COMMANDS``.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +21,7 @@ COMMANDS = {
     "results": "haqsearch.cli.results",
     "formats": "haqsearch.cli.formats",
     "bench": "haqsearch.cli.bench",
+    "hw": "haqsearch.cli.hw",
 }
 
 _INTERRUPTED = 130  # what typer makes of Ctrl-C
@@ -35,7 +38,11 @@ def build_app() -> typer.Typer:
         help="Per-layer bit-widths under a device's budget.",
     )
     for name, module in COMMANDS.items():
-        app.command(name)(import_module(module).command)
+        found = import_module(module)
+        if hasattr(found, "group"):
+            app.add_typer(found.group(), name=name)
+        else:
+            app.command(name)(found.command)
     return app
 
 

@@ -48,7 +48,8 @@ def label(text: str, longest: int = 200) -> str:
     return html.escape(text, quote=False)
 
 
-def _figure(traces: Sequence[Any], height: int, **layout: Any) -> go.Figure:
+def styled(traces: Sequence[Any], height: int, **layout: Any) -> go.Figure:
+    """A figure in the report's style."""
     figure = go.Figure(data=list(traces))
     figure.update_layout(
         template="none",
@@ -128,7 +129,7 @@ def bits_per_layer(run: Run) -> go.Figure:
             )
         )
     label_room = round(6.4 * max((len(n) for n in names), default=0))
-    figure = _figure(
+    figure = styled(
         traces,
         height=(390 if lower else 300) + label_room,
         barmode="group",
@@ -237,7 +238,7 @@ def scatter(run: Run, metric: str, objective: Objective = OBJECTIVES["accuracy"]
         star = {"symbol": "star", "size": 18, "color": RED, "line": {"width": 1.4, "color": "#FFFFFF"}}
         text = ["<b>chosen policy</b><br>" + hover(chosen)]
         traces.append(go.Scatter(x=x, y=y, mode="markers", marker=star, hovertext=text, hovertemplate=template))
-    figure = _figure(traces, height=330)
+    figure = styled(traces, height=330)
     figure.update_xaxes(title={"text": f"{title(metric)} ({unit})" if unit else title(metric)}, nticks=7)
     best_known = value_of(chosen, objective) if chosen else None
     figure.update_yaxes(**_objective_axis(objective, [value_of(t, objective) for t in shown], best_known))
@@ -349,7 +350,7 @@ def progress(run: Run) -> go.Figure:
         line = {"color": INK, "width": 2.2, "shape": "hv"}
         template = f"best so far: %{{y:.6~g}}{suffix}<extra></extra>"
         traces.append(go.Scatter(x=x, y=y, mode="lines", line=line, hovertemplate=template))
-    figure = _figure(traces, height=320)
+    figure = styled(traces, height=320)
     figure.update_xaxes(title={"text": "evaluation"}, rangemode="tozero")
     if by_violation:
         figure.update_yaxes(ticksuffix=" %", title={"text": name})

@@ -64,8 +64,6 @@ def write_report(folder: Path) -> Path:
 
 def render(run: Run) -> str:
     """The whole page as text."""
-    from plotly.offline import get_plotlyjs
-
     plots: dict[str, Any] = {}
     body = "\n".join(
         section
@@ -81,10 +79,17 @@ def render(run: Run) -> str:
         )
         if section
     )
+    return page(f"{run.summary.get('name') or run.folder.name} · haqsearch report", body, plots)
+
+
+def page(heading: str, body: str, plots: dict[str, Any]) -> str:
+    """A whole page: its title, its body (HTML), and the figures that ``place`` put among ``plots``."""
+    from plotly.offline import get_plotlyjs
+
     plotly = get_plotlyjs().replace("\r", "")
     script = _resource("page.js")
     return _PAGE.substitute(
-        title=escape(f"{run.summary.get('name') or run.folder.name} · haqsearch report"),
+        title=escape(heading),
         css=_resource("page.css"),
         body=body,
         data=inline_json(plots),
@@ -116,7 +121,7 @@ def _caption(text: str) -> str:
     return f'<p class="caption">{escape(text)}</p>'
 
 
-def _plot(plots: dict[str, Any], name: str, figure: Any, width: int = 0) -> str:
+def place(plots: dict[str, Any], name: str, figure: Any, width: int = 0) -> str:
     """A place for a figure, with its height reserved, and the figure put among ``plots``."""
     plots[name] = json.loads(figure.to_json())
     style = f"height:{figure.layout.height}px" + (f";min-width:{width}px" if width else "")
@@ -222,7 +227,7 @@ def _bits(run: Run, plots: dict[str, Any]) -> str:
     text = "Layers in network order."
     if share:
         text += f" Grey: each layer's share of the sum of their {title(share).lower()}."
-    plot = _plot(plots, "bits", figures.bits_per_layer(run), width=18 * len(run.layers) + 70)
+    plot = place(plots, "bits", figures.bits_per_layer(run), width=18 * len(run.layers) + 70)
     return _card(
         "Bits per layer", _caption(text), _legend(items), f'<div class="scroll single" tabindex="0">{plot}</div>'
     )
@@ -265,7 +270,7 @@ def _trade_off(run: Run, plots: dict[str, Any]) -> str:
     grids = "".join(
         f'<div class="plots" id="view-{v.name}"{" hidden" if i else ""}>'
         + "".join(
-            f"<div><h3>{escape(title(m))}</h3>{_plot(plots, f'{v.name}-{k}', figures.scatter(run, m, v))}</div>"
+            f"<div><h3>{escape(title(m))}</h3>{place(plots, f'{v.name}-{k}', figures.scatter(run, m, v))}</div>"
             for k, m in enumerate(metrics)
         )
         + "</div>"
@@ -295,7 +300,7 @@ def _progress(run: Run, plots: dict[str, Any]) -> str:
         "Search progress",
         _caption(text),
         legend,
-        f'<div class="single">{_plot(plots, "progress", figures.progress(run))}</div>',
+        f'<div class="single">{place(plots, "progress", figures.progress(run))}</div>',
     )
 
 
