@@ -6,10 +6,14 @@ every partial sum from the weights themselves, and ``exact_dtype`` chooses the t
 are therefore ruled out: NNPACK, whose Winograd transform divides by constants that are not powers of two, and reduced
 matmul precision (bf16, TF32).
 
-Activations are codes, (B, C, H, W) or (B, features); accumulators are int64 tensors with int32 values.
+Activations are codes, (B, C, H, W) or (B, features); accumulators are int64 tensors with int32 values. The operators of
+``haqsearch.kernels.schema`` (conv2d, linear, weighted_sum, average_pool2d, max_pool2d) are accumulators and an epilogue.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,13 +39,13 @@ def exact_dtype(bound: int, device: torch.device | None = None) -> torch.dtype:
     return torch.float32 if bound < 2**24 and not reduced else torch.float64
 
 
-def conv2d(
+def conv2d_sums(
     x: Tensor,
     zero_point: int,
     weight: Tensor,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
     groups: int,
     bound: int,
 ) -> Tensor:
@@ -52,29 +56,33 @@ def conv2d(
     dtype = exact_dtype(bound, x.device)
     values = x.to(dtype).sub_(zero_point) if zero_point else x.to(dtype)
     with torch.backends.nnpack.flags(enabled=False):
-        sums = F.conv2d(values, weight.to(dtype), None, stride, padding, dilation, groups)
+        sums = F.conv2d(values, weight.to(dtype), None, tuple(stride), tuple(padding), tuple(dilation), groups)
     return sums.to(torch.int64)
 
 
-def linear(x: Tensor, zero_point: int, weight: Tensor, bound: int) -> Tensor:
+def linear_sums(x: Tensor, zero_point: int, weight: Tensor, bound: int) -> Tensor:
     """sum of (x - zero_point) * weight, int64 (B, ..., N); ``x`` (B, ..., K) and ``weight`` (N, K) integer codes."""
     dtype = exact_dtype(bound, x.device)
     return F.linear(x.to(dtype).sub_(zero_point), weight.to(dtype)).to(torch.int64)
 
 
-def window_sum(x: Tensor, zero_point: int, kernel: list[int], stride: list[int], padding: list[int]) -> Tensor:
+def window_sums(
+    x: Tensor, zero_point: int, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]
+) -> Tensor:
     """sum over each window of (x - zero_point), int64 (B, C, OH, OW); padding adds real zeros."""
     values = F.pad(x.to(torch.float64).sub_(zero_point), (padding[1], padding[1], padding[0], padding[0]))
-    sums = F.avg_pool2d(values, kernel, stride, divisor_override=1)
+    sums = F.avg_pool2d(values, tuple(kernel), tuple(stride), divisor_override=1)
     return torch.round(sums).to(torch.int64)
 
 
-def max_pool2d(x: Tensor, kernel: list[int], stride: list[int], padding: list[int], dilation: list[int]) -> Tensor:
+def max_pool2d(
+    x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> Tensor:
     """Largest code of each window, in ``x``'s type. Exact: codes of 16 bits and fewer are float32 integers."""
-    return F.max_pool2d(x.float(), kernel, stride, padding, dilation).to(x.dtype)
+    return F.max_pool2d(x.float(), tuple(kernel), tuple(stride), tuple(padding), tuple(dilation)).to(x.dtype)
 
 
-def weighted_sum(inputs: list[Tensor], zero_points: list[int], multipliers: list[int]) -> Tensor:
+def weighted_sums(inputs: Sequence[Tensor], zero_points: Sequence[int], multipliers: Sequence[int]) -> Tensor:
     """sum over the inputs of (q - zero_point) * multiplier, int64: the residual add before its one rounding."""
     total = (inputs[0].to(torch.int64) - zero_points[0]).mul_(multipliers[0])
     for x, zero_point, multiplier in zip(inputs[1:], zero_points[1:], multipliers[1:], strict=True):
@@ -101,3 +109,42 @@ def epilogue(
         offset, multiplier, shift = (t.view(1, -1, 1, 1) for t in (offset, multiplier, shift))
     codes = (acc * multiplier).add_(offset).bitwise_right_shift_(shift)
     return codes.add_(zero_point).clamp_(low, high).to(dtype)
+
+
+def conv2d(  # the operators: their schema names the arguments
+    x: Tensor,
+    x_zero_point: int,
+    weight: Tensor,
+    weight_bits: int,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    bound: int,
+    *epilogue_: Any,
+) -> Tensor:
+    """``haqsearch::conv2d``."""
+    return _requantized(conv2d_sums(x, x_zero_point, weight, stride, padding, dilation, groups, bound), *epilogue_)
+
+
+def linear(x: Tensor, x_zero_point: int, weight: Tensor, weight_bits: int, bound: int, *epilogue_: Any) -> Tensor:
+    """``haqsearch::linear``."""
+    return _requantized(linear_sums(x, x_zero_point, weight, bound), *epilogue_)
+
+
+def weighted_sum(
+    inputs: Sequence[Tensor], zero_points: Sequence[int], multipliers: Sequence[int], *epilogue_: Any
+) -> Tensor:
+    """``haqsearch::weighted_sum``."""
+    return _requantized(weighted_sums(inputs, zero_points, multipliers), *epilogue_)
+
+
+def average_pool2d(
+    x: Tensor, x_zero_point: int, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], *epilogue_: Any
+) -> Tensor:
+    """``haqsearch::average_pool2d``."""
+    return _requantized(window_sums(x, x_zero_point, kernel, stride, padding), *epilogue_)
+
+
+def _requantized(acc: Tensor, multiplier: Tensor, offset: Tensor, shift: Tensor, *rest: Any) -> Tensor:
+    return epilogue(acc, offset, multiplier, shift, *rest)

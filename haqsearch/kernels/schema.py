@@ -21,7 +21,7 @@ installation has (see ``haqsearch.kernels.get_backend``), on a CUDA device the T
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -43,9 +43,15 @@ _LIBRARY = torch.library.Library("haqsearch", "DEF")
 
 
 def _define(name: str) -> None:
+    def best(device: str) -> Callable[..., Tensor]:
+        def run(*args: Any) -> Tensor:  # the backend is chosen at the first call: to define an operator loads none
+            return getattr(get_backend(best_backend(device)), name)(*args)
+
+        return run
+
     _LIBRARY.define(f"{name}{SCHEMAS[name]}")
-    _LIBRARY.impl(name, lambda *args: getattr(get_backend(best_backend("cpu")), name)(*args), "CPU")
-    _LIBRARY.impl(name, lambda *args: getattr(get_backend(best_backend("cuda")), name)(*args), "CUDA")
+    _LIBRARY.impl(name, best("cpu"), "CPU")
+    _LIBRARY.impl(name, best("cuda"), "CUDA")
     _LIBRARY.impl(name, _SHAPES[name], "Meta")
 
 

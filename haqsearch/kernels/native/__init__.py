@@ -16,11 +16,10 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
+import haqsearch.kernels.native._native as _native
 from haqsearch.errors import ModelError
-from haqsearch.kernels.native import _native
 from haqsearch.kernels.native.network import Border, Box, Network, Slot, whole
 
 INT32_MAX = 2**31 - 1
@@ -40,12 +39,12 @@ def isas() -> list[str]:
 
 
 def epilogue(
-    channels: int, multiplier: Tensor, offset: Tensor, shift: Tensor, zero_point: int, low: int, high: int, slot: Slot
+    slot: Slot, channels: int, multiplier: Tensor, offset: Tensor, shift: Tensor, zero_point: int, low: int, high: int
 ) -> Any:
-    """The constants of an epilogue that writes ``slot``."""
-    constants = [t.contiguous() for t in (multiplier, offset, shift)]
+    """The constants of an epilogue that writes ``slot``, of ``channels`` channels."""
+    m0, c, n = (t.contiguous() for t in (multiplier, offset, shift))
     wide, bias = slot.bytes == 2, slot.bias
-    return _native.epilogue(*constants, zero_point + bias, low + bias, high + bias, wide, channels)
+    return _native.epilogue(m0, c, n, zero_point + bias, low + bias, high + bias, wide, channels)
 
 
 def conv_op(
@@ -81,6 +80,26 @@ def conv_op(
         raise ModelError(str(error)) from error
 
 
+def weighted_sum_op(zero_points: Sequence[int], multipliers: Sequence[int], constants: Any) -> Any:
+    """Residual add, or with one input a rescaling; ``zero_points`` with the slots' bias."""
+    return _native.weighted_sum(list(zero_points), list(multipliers), constants, isa())
+
+
+def pool_op(window: Sequence[int], zero_point: int, constants: Any) -> Any:
+    """Pooling over ``window`` (kernel, stride, padding, dilation); the average, or without constants the maximum."""
+    return _native.pool(list(window), zero_point, constants, isa())
+
+
+def copy_op() -> Any:
+    """Copies a box to a box of the same shape."""
+    return _native.copy()
+
+
+def flatten_op() -> Any:
+    """Copies an image to features in (C, H, W) order."""
+    return _native.flatten()
+
+
 def window_border(
     size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
 ) -> Border:
@@ -112,7 +131,7 @@ def conv2d(x: Tensor, x_zero_point: int, weight: Tensor, weight_bits: int, strid
         weight_bits,
         (stride, padding, dilation),
         groups,
-        epilogue(weight.shape[0], *constants[:-1], slot=target),
+        epilogue(target, weight.shape[0], *constants[:-1]),
     )
     return _single(network, [x], [source], op, target)
 
@@ -122,21 +141,23 @@ def linear(x: Tensor, x_zero_point: int, weight: Tensor, weight_bits: int, bound
     network = Network()
     source = network.slot(x.shape[1:], x.dtype, x_zero_point)
     target = network.slot((*x.shape[1:-1], weight.shape[0]), constants[-1], 0)
-    made = epilogue(weight.shape[0], *constants[:-1], slot=target)
+    made = epilogue(target, weight.shape[0], *constants[:-1])
     unit = ((1, 1), (0, 0), (1, 1))
     rows = x.numel() // max(x.shape[-1], 1)
     op = conv_op(source, x_zero_point, _range(x), weight[:, :, None, None], weight_bits, unit, 1, made, rows <= 8)
     return _single(network, [x], [source], op, target)
 
 
-def weighted_sum(inputs: Sequence[Tensor], zero_points: Sequence[int], multipliers: Sequence[int], *constants: Any) -> Tensor:
+def weighted_sum(
+    inputs: Sequence[Tensor], zero_points: Sequence[int], multipliers: Sequence[int], *constants: Any
+) -> Tensor:
     """``haqsearch::weighted_sum``."""
     network = Network()
     sources = [network.slot(x.shape[1:], x.dtype, z) for x, z in zip(inputs, zero_points, strict=True)]
     target = network.slot(inputs[0].shape[1:], constants[-1], 0)
     biased = [z + s.bias for z, s in zip(zero_points, sources, strict=True)]
-    made = epilogue(1, *constants[:-1], slot=target)
-    return _single(network, inputs, sources, _native.weighted_sum(biased, list(multipliers), made, isa()), target)
+    made = epilogue(target, 1, *constants[:-1])
+    return _single(network, inputs, sources, weighted_sum_op(biased, multipliers, made), target)
 
 
 def average_pool2d(x: Tensor, x_zero_point: int, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
@@ -148,12 +169,14 @@ def average_pool2d(x: Tensor, x_zero_point: int, kernel: Sequence[int], stride: 
     network = Network()
     source = network.slot(x.shape[1:], x.dtype, x_zero_point)
     target = network.slot((x.shape[1], *size), constants[-1], 0)
-    made = epilogue(1, *constants[:-1], slot=target)
-    op = _native.pool([*kernel, *stride, *padding, 1, 1], x_zero_point + source.bias, made, isa())
+    made = epilogue(target, 1, *constants[:-1])
+    op = pool_op([*kernel, *stride, *padding, 1, 1], x_zero_point + source.bias, made)
     return _single(network, [x], [source], op, target)
 
 
-def max_pool2d(x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]) -> Tensor:
+def max_pool2d(
+    x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> Tensor:
     """``haqsearch::max_pool2d``."""
     from haqsearch.kernels.schema import out_size
 
@@ -161,7 +184,7 @@ def max_pool2d(x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding:
     network = Network()
     source = network.slot(x.shape[1:], x.dtype, 0)
     target = network.slot((x.shape[1], *size), x.dtype, 0)
-    op = _native.pool([*kernel, *stride, *padding, *dilation], source.bias, None, isa())
+    op = pool_op([*kernel, *stride, *padding, *dilation], source.bias, None)
     return _single(network, [x], [source], op, target)
 
 
@@ -185,12 +208,16 @@ __all__ = [
     "average_pool2d",
     "conv2d",
     "conv_op",
+    "copy_op",
     "epilogue",
+    "flatten_op",
     "isa",
     "isas",
     "linear",
     "max_pool2d",
+    "pool_op",
     "weighted_sum",
+    "weighted_sum_op",
     "whole",
     "window_border",
 ]

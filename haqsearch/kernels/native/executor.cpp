@@ -96,29 +96,31 @@ struct Executor::Pass {
 
   void import(const Import& from, const void* source) const {
     const View v = view(from.box);
-    const int64_t plane = int64_t(v.height) * v.width;
+    const Tensor& t = e.tensors[from.box.tensor];
+    const int64_t across = t.channel_step(), along = t.pixel_step(), plane = int64_t(v.height) * v.width;
     const auto [first, end] = share(int64_t(images) * v.height);
     for (int64_t unit = first; unit < end; ++unit) {
       const int64_t image = unit / v.height, y = unit % v.height;
-      const int64_t at = ((start + image) * v.channels) * plane + y * v.width;
+      const int64_t at = (start + image) * v.channels * plane + y * v.width * along;
       uint8_t* row = v.at(image, static_cast<int>(y), 0);
       if (from.codes) {
         const uint8_t* codes = static_cast<const uint8_t*>(source) + at;
         for (int c = 0; c < v.channels; ++c)
-          for (int x = 0; x < v.width; ++x) row[x * v.pixel + c] = static_cast<uint8_t>(codes[c * plane + x] + from.bias);
+          for (int x = 0; x < v.width; ++x) row[x * v.pixel + c] = static_cast<uint8_t>(codes[c * across + x * along] + from.bias);
       } else {
-        quantize(from, static_cast<const float*>(source) + at, plane, v, row);
+        quantize(from, static_cast<const float*>(source) + at, across, along, v, row);
       }
     }
-    fill_border(e.tensors[from.box.tensor], v, first, end);
+    fill_border(t, v, first, end);
   }
 
-  static void quantize(const Import& from, const float* real, int64_t plane, const View& v, uint8_t* row) {
+  static void quantize(const Import& from, const float* real, int64_t across, int64_t along, const View& v,
+                       uint8_t* row) {
     const float low = static_cast<float>(from.low), high = static_cast<float>(from.high);
     const float zero_point = static_cast<float>(from.zero_point);
-    for (int c = 0; c < v.channels; ++c, real += plane)
+    for (int c = 0; c < v.channels; ++c, real += across)
       for (int x = 0; x < v.width; ++x) {
-        const float code = std::nearbyint(real[x] / from.scale) + zero_point;
+        const float code = std::nearbyint(real[x * along] / from.scale) + zero_point;
         const float clamped = std::min(std::max(code, low), high);
         row[x * v.pixel + c] = static_cast<uint8_t>(static_cast<int>(clamped) + from.bias);
       }
@@ -126,17 +128,17 @@ struct Executor::Pass {
 
   void export_(const Export& to, void* target) const {
     const View v = view(to.box);
-    const int bytes = e.tensors[to.box.tensor].bytes;
-    const int64_t plane = int64_t(v.height) * v.width;
+    const Tensor& t = e.tensors[to.box.tensor];
+    const int64_t across = t.channel_step(), along = t.pixel_step(), plane = int64_t(v.height) * v.width;
     const auto [first, end] = share(int64_t(images) * v.height);
     for (int64_t unit = first; unit < end; ++unit) {
       const int64_t image = unit / v.height, y = unit % v.height;
-      const int64_t at = ((start + image) * v.channels) * plane + y * v.width;
+      const int64_t at = (start + image) * v.channels * plane + y * v.width * along;
       for (int x = 0; x < v.width; ++x) {
         const uint8_t* from = v.at(image, static_cast<int>(y), x);
         for (int c = 0; c < v.channels; ++c) {
-          uint8_t* place = static_cast<uint8_t*>(target) + (at + c * plane + x) * bytes;
-          if (bytes == 1) *place = static_cast<uint8_t>(from[c] - to.bias);
+          uint8_t* place = static_cast<uint8_t*>(target) + (at + c * across + x * along) * t.bytes;
+          if (t.bytes == 1) *place = static_cast<uint8_t>(from[c] - to.bias);
           else std::memcpy(place, from + 2 * c, 2);
         }
       }

@@ -17,7 +17,11 @@ struct Tensor {
   int top = 0, left = 0, bottom = 0, right = 0;  // border in pixels
   int bytes = 1;                                 // per code
   int fill = 0;                                  // code of the border: the zero point
+  bool planar = true;                            // outside it is (C, H, W); otherwise (rows, features), as in the arena
   int64_t offset = 0, stride = 0;
+  // Distance in elements, outside, of two channels and of two pixels.
+  int64_t channel_step() const { return planar ? int64_t(height) * width : 1; }
+  int64_t pixel_step() const { return planar ? 1 : channels; }
   int64_t image_bytes() const { return int64_t(height + top + bottom) * (width + left + right) * channels * bytes; }
 };
 
@@ -33,7 +37,7 @@ struct Step {
   bool whole = false;  // the output is set to its zero point first, because the box leaves some of it out
 };
 
-// float32 (C, H, W) or (features,) -> codes: clamp(round_half_even(x / scale) + zero_point, low, high) + bias.
+// float32 -> codes: clamp(round_half_even(x / scale) + zero_point, low, high) + bias.
 // With `codes` the source is the codes themselves, one byte each. `bias` is 128 for signed formats, held as uint8.
 struct Import {
   int source = 0;
@@ -43,7 +47,7 @@ struct Import {
   int zero_point = 0, low = 0, high = 255, bias = 0;
 };
 
-// codes -> (C, H, W) or (features,) of 1 or 2 bytes, less `bias`.
+// codes -> codes of 1 or 2 bytes, less `bias`.
 struct Export {
   int target = 0;
   Box box;

@@ -18,7 +18,7 @@ struct SumSpec {
 
 // out = epilogue(sum over the window of (q - zero_point)); outside the image lies the zero point.
 struct PoolSpec {
-  int kernel_h = 1, kernel_w = 1, stride_h = 1, stride_w = 1, dilation_h = 1, dilation_w = 1, pad_h = 0, pad_w = 0;
+  int kernel_h = 1, kernel_w = 1, stride_h = 1, stride_w = 1, pad_h = 0, pad_w = 0, dilation_h = 1, dilation_w = 1;
   int32_t zero_point = 0;  // of the input (average); the border a maximum must ignore is never larger than a code
   Epilogue epilogue;       // average: one entry
 };

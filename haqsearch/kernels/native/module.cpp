@@ -71,8 +71,9 @@ std::shared_ptr<Op> conv(const Array<int8_t>& weight, int weight_bits, const Int
   return make_conv(s, isa, few_rows);
 }
 
-Tensor tensor(const Ints& shape, const Ints& border, int bytes, int fill, int64_t offset, int64_t stride) {
-  Tensor t{shape.at(0), shape.at(1), shape.at(2), border.at(0), border.at(1), border.at(2), border.at(3), bytes, fill};
+Tensor tensor(const Ints& shape, const Ints& border, int bytes, int fill, bool planar,
+              int64_t offset, int64_t stride) {
+  Tensor t{shape.at(0), shape.at(1), shape.at(2), border.at(0), border.at(1), border.at(2), border.at(3), bytes, fill, planar};
   t.offset = offset, t.stride = stride;
   return t;
 }
@@ -110,8 +111,10 @@ NB_MODULE(_native, m) {
   nb::class_<Executor>(m, "Executor")
       .def(nb::init<>())
       .def_rw("arena_bytes", &Executor::arena_bytes)
-      .def("tensor", [](Executor& e, const Ints& shape, const Ints& border, int bytes, int fill, int64_t offset,
-                        int64_t stride) { e.tensors.push_back(tensor(shape, border, bytes, fill, offset, stride)); })
+      .def("tensor", [](Executor& e, const Ints& shape, const Ints& border, int bytes, int fill, bool planar, int64_t offset,
+                        int64_t stride) {
+        e.tensors.push_back(tensor(shape, border, bytes, fill, planar, offset, stride));
+      })
       .def("step", [](Executor& e, std::shared_ptr<Op> op, const std::vector<Ints>& inputs, const Ints& output,
                       bool whole) {
         Step s{std::move(op), {}, box(output), whole};

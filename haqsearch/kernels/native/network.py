@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from haqsearch.errors import ModelError
+import haqsearch.kernels.native._native as _native
 from haqsearch.kernels.arena import Lifetime, place
-from haqsearch.kernels.native import _native
 
 _ALIGNMENT = 64
 _SLACK = 64  # kernels read up to so many bytes behind the last pixel
@@ -27,7 +26,7 @@ class Slot:
     """A tensor of codes in the arena. ``shape``: (C, H, W) of an image, otherwise (..., features).
 
     ``bias`` is what is added to every code: int8 codes are held as uint8 with 128 added. ``fill`` is the border's code, bias
-    included. ``first`` and ``last`` are the steps between which it is alive.
+    included. ``uses`` are the steps that write or read it: it is alive from the first to the last.
     """
 
     index: int
@@ -36,9 +35,7 @@ class Slot:
     fill: int
     bias: int
     border: Border = (0, 0, 0, 0)
-    first: int = -1
-    last: int = -1
-    offset: int = 0
+    uses: list[int] = field(default_factory=list)
 
     @property
     def image(self) -> bool:
@@ -106,17 +103,17 @@ class Network:
     def quantize(self, source: int, slot: Slot, scale: float, zero_point: int, low: int, high: int) -> None:
         """Fill ``slot`` from the float32 input number ``source``."""
         self.imports.append(("quantize", source, whole(slot), (scale, zero_point, low, high, slot.bias)))
-        self._alive(slot, -1)
+        slot.uses.append(-1)
 
     def take(self, source: int, slot: Slot) -> None:
         """Fill ``slot`` from the input number ``source``, which holds codes."""
         self.imports.append(("take", source, whole(slot), (slot.bias,)))
-        self._alive(slot, -1)
+        slot.uses.append(-1)
 
     def step(self, op: Any, inputs: Sequence[Box], output: Box, clear: bool = False) -> None:
         """Run ``op``; with ``clear`` the whole slot of the output is set to its zero point before."""
         for box in (*inputs, output):
-            self._alive(box.slot, len(self.steps))
+            box.slot.uses.append(len(self.steps))
         self.steps.append((op, list(inputs), output, clear))
 
     def give(self, target: int, slot: Slot) -> None:
@@ -127,21 +124,17 @@ class Network:
         """Have at least this border around ``slot``."""
         slot.border = tuple(max(a, b) for a, b in zip(slot.border, border, strict=True))  # type: ignore[assignment]
 
-    def _alive(self, slot: Slot, step: int) -> None:
-        slot.first = step if slot.last < slot.first or slot.first == -1 and slot.last == -1 else slot.first
-        slot.last = max(slot.last, step)
-
     def finish(self) -> None:
         """Place the slots in the arena and hand everything to the executor."""
-        end = len(self.steps)
         for _, box in self.exports:
-            box.slot.last = end
-        offsets, self.arena_bytes = place([Lifetime(s.stride, s.first, max(s.last, s.first)) for s in self.slots])
+            box.slot.uses.append(len(self.steps))
+        offsets, self.arena_bytes = place([Lifetime(s.stride, min(s.uses), max(s.uses)) for s in self.slots])
         executor = _native.Executor()
         executor.arena_bytes = self.arena_bytes
         for slot, offset in zip(self.slots, offsets, strict=True):
-            slot.offset = offset
-            executor.tensor(slot.height_width_channels, slot.border, slot.bytes, slot.fill, offset, slot.stride)
+            executor.tensor(
+                slot.height_width_channels, slot.border, slot.bytes, slot.fill, slot.image, offset, slot.stride
+            )
         for kind, source, box, numbers in self.imports:
             getattr(executor, kind)(source, box.numbers(), *numbers)
         for op, inputs, output, clear in self.steps:
