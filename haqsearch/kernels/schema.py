@@ -22,6 +22,7 @@ installation has (see ``haqsearch.kernels.get_backend``), on a CUDA device the T
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
