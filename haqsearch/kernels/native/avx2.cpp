@@ -1,4 +1,5 @@
 // The table of avx2.
+#include "avx2_conv.h"
 #include "kernels.h"
 
 namespace haq {
@@ -8,6 +9,6 @@ bool available() { return __builtin_cpu_supports("avx2") && __builtin_cpu_suppor
 
 }  // namespace
 
-const Kernels kAvx2 = {"avx2", available};
+const Kernels kAvx2 = {"avx2", available, avx2::make_conv};
 
 }  // namespace haq

@@ -48,6 +48,8 @@ class Requantizer {
     }
   }
 
+  bool wide() const { return epilogue_.wide; }
+
   // Whether sixteen() may be used; store() sees to it by itself.
   bool vector() const { return vector_; }
 

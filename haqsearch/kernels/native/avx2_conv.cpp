@@ -1,0 +1,327 @@
+// Dense convolution, any groups: a GEMM over the pixels where they lie. See avx2_tile.h for how the sums are kept exact.
+#include <algorithm>
+#include <cstring>
+#include <new>
+
+#include "avx2_conv.h"
+#include "avx2_epilogue.h"
+#include "avx2_tile.h"
+
+namespace haq::avx2 {
+namespace {
+
+constexpr int kPanelPixels = 48;
+
+int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
+
+// What one run() knows of its input: how the taps of a pixel follow each other in memory.
+struct Layout {
+  bool direct = false;          // the tile reads the image itself; else a panel is gathered first
+  int segments = 0, bytes = 0;  // contiguous stretches of a window, and their length
+  std::vector<std::ptrdiff_t> offset;
+};
+
+// The panel's pixels: where each one's window begins, and where its codes go.
+struct Panel {
+  const uint8_t* window[kPanelPixels];
+  uint8_t* target[kPanelPixels];
+  const uint8_t* row[kPanelPixels];  // what the tile reads: the window, or its gathered copy
+  int count = 0;
+};
+
+// Sixteen output channels of one group, packed.
+struct Block {
+  int group = 0, channel = 0, count = 0;  // channel: the first one, in the output
+  Kind kind = Kind::kWide;
+  const int8_t* weights = nullptr;
+  std::vector<int> widen;  // kBlocks: steps of each block
+};
+
+struct Tile {
+  const uint8_t* const* pixels;
+  uint8_t* const* targets;
+  std::ptrdiff_t from, to;  // bytes to the group's inputs, to the block's output
+  const Run *run, *end;
+  const int8_t* weights;
+  const Requantizer* requantizer;
+  int constants, count;  // index of the block's constants; channels to write
+};
+
+template <Kind kind, int Pixels, int Halves>
+void compute(const Tile& t) {
+  __m256i acc[Pixels][Halves];
+  accumulate<kind, Pixels, Halves>(t.pixels, t.from, t.run, t.end, t.weights, acc);
+#pragma GCC unroll 6
+  for (int p = 0; p < Pixels; ++p)
+    t.requantizer->store(t.targets[p] + t.to, t.constants, t.count, acc[p][0], acc[p][Halves - 1]);
+}
+
+using Compute = void (*)(const Tile&);
+
+template <Kind kind, int Halves>
+Compute compute_for(int pixels) {
+  static constexpr Compute table[kTilePixels] = {compute<kind, 1, Halves>, compute<kind, 2, Halves>,
+                                                 compute<kind, 3, Halves>, compute<kind, 4, Halves>,
+                                                 compute<kind, 5, Halves>, compute<kind, 6, Halves>};
+  return table[pixels - 1];
+}
+
+template <Kind kind>
+Compute compute_for(int pixels, int channels) {
+  return channels > 8 ? compute_for<kind, 2>(pixels) : compute_for<kind, 1>(pixels);
+}
+
+Compute compute_for(Kind kind, int pixels, int channels) {
+  switch (kind) {
+    case Kind::kWide: return compute_for<Kind::kWide>(pixels, channels);
+    case Kind::kPairs: return compute_for<Kind::kPairs>(pixels, channels);
+    case Kind::kBlocks: return compute_for<Kind::kBlocks>(pixels, channels);
+    default: return compute_for<Kind::kWhole>(pixels, channels);
+  }
+}
+
+class Conv final : public Op {
+ public:
+  explicit Conv(const ConvSpec& spec) : s_(spec) {
+    s_.weight.clear();  // the packed ones are kept
+    depth_ = s_.group_inputs() * s_.kernel_h * s_.kernel_w;
+    const Weights codes(spec, depth_);
+    wide_ = !codes.pairs_fit(spec);
+    steps_ = (depth_ + per_step() - 1) / per_step();
+    pack(codes);
+    requantizer_ = std::make_unique<Requantizer>(by_block(spec.folded()), static_cast<int>(blocks_.size()) * kTileChannels,
+                                                 spec.bound());
+  }
+
+  void run(const View* in, const View& out, int64_t first, int64_t end) const override {
+    const Layout layout = lay_out(*in);
+    std::vector<std::vector<Run>> runs;
+    for (const Block& block : blocks_) runs.push_back(runs_of(block, layout));
+    Panel panel;
+    const int64_t pixels = (end - first) * out.width;
+    const int limit = panel_pixels(layout);
+    for (int64_t done = 0; done < pixels; done += panel.count) {
+      panel.count = static_cast<int>(std::min<int64_t>(limit, pixels - done));
+      locate(*in, out, first * out.width + done, panel);
+      multiply(panel, layout, *in, out, runs);
+    }
+  }
+
+  const char* method() const override {
+    static const char* names[] = {"avx2 int16", "avx2 int8 pairs", "avx2 int8 blocks", "avx2 int8 whole"};
+    Kind worst = Kind::kWhole;
+    for (const Block& block : blocks_) worst = std::min(worst, block.kind);
+    return names[static_cast<int>(worst)];
+  }
+
+  int64_t packed_bytes() const override { return static_cast<int64_t>(blocks_.size()) * steps_ * kStepBytes; }
+
+ private:
+  // The weights in the order a window lies in memory: (out, kh, kw, in), each row padded to whole steps.
+  struct Weights {
+    Weights(const ConvSpec& s, int depth) : row(static_cast<int>(round_up(depth, 4))) {
+      code.resize(size_t(s.out_channels) * row);
+      const int inputs = s.group_inputs(), taps = s.kernel_h * s.kernel_w;
+      for (int n = 0; n < s.out_channels; ++n)
+        for (int c = 0; c < inputs; ++c)
+          for (int t = 0; t < taps; ++t)
+            code[size_t(n) * row + t * inputs + c] = s.weight[(size_t(n) * inputs + c) * taps + t];
+    }
+
+    const int8_t* at(int n, int k) const { return code.data() + size_t(n) * row + k; }
+
+    // Whether w0 x0 + w1 x1 stays within int16 for all neighbours and all codes.
+    bool pairs_fit(const ConvSpec& s) const {
+      for (int n = 0; n < s.out_channels; ++n)
+        for (int k = 0; k < row; k += 2) {
+          const int a = *at(n, k), b = *at(n, k + 1);
+          if ((std::max(a, 0) + std::max(b, 0)) * s.input_high > INT16_MAX) return false;
+          if ((std::min(a, 0) + std::min(b, 0)) * s.input_high < INT16_MIN) return false;
+        }
+      return true;
+    }
+
+    int row;
+    std::vector<int8_t> code;
+  };
+
+  int per_step() const { return wide_ ? 2 : 4; }
+
+  void pack(const Weights& codes) {
+    const int outputs = s_.out_channels / s_.groups;
+    for (int group = 0; group < s_.groups; ++group)
+      for (int channel = 0; channel < outputs; channel += kTileChannels)
+        blocks_.push_back({group, group * outputs + channel, std::min(kTileChannels, outputs - channel), Kind::kWide, nullptr, {}});
+    packed_.reset(static_cast<int8_t*>(::operator new(packed_bytes(), std::align_val_t(64))));
+    int8_t* to = packed_.get();
+    for (Block& block : blocks_) {
+      block.weights = to;
+      for (int step = 0; step < steps_; ++step)
+        for (int n = 0; n < kTileChannels; ++n, to += 4) {
+          const bool inside = n < block.count;
+          int8_t four[4] = {};
+          if (inside) std::memcpy(four, codes.at(block.channel + n, step * per_step()), per_step());
+          if (wide_) {
+            const int16_t two[2] = {four[0], four[1]};
+            std::memcpy(to, two, 4);
+          } else {
+            std::memcpy(to, four, 4);
+          }
+        }
+      if (!wide_) choose(codes, block);
+    }
+  }
+
+  // Cuts the steps into the longest blocks whose int16 sums cannot overflow, whatever the codes are.
+  void choose(const Weights& codes, Block& block) {
+    int32_t above[2 * kTileChannels] = {}, below[2 * kTileChannels] = {};
+    int length = 0;
+    for (int step = 0; step < steps_; ++step, ++length) {
+      if (!add_step(codes, block, step, above, below)) {
+        block.widen.push_back(length);
+        std::fill_n(above, 2 * kTileChannels, 0), std::fill_n(below, 2 * kTileChannels, 0);
+        add_step(codes, block, step, above, below);
+        length = 0;
+      }
+    }
+    block.widen.push_back(length);
+    const size_t blocks = block.widen.size();
+    block.kind = blocks == 1 ? Kind::kWhole : 2 * blocks <= size_t(steps_) ? Kind::kBlocks : Kind::kPairs;
+  }
+
+  // above, below: the largest and the smallest sum each int16 lane can hold. False where one more step may not fit.
+  bool add_step(const Weights& codes, const Block& block, int step, int32_t* above, int32_t* below) const {
+    bool fits = true;
+    for (int n = 0; n < block.count; ++n)
+      for (int i = 0; i < 4; ++i) {
+        const int largest = *codes.at(block.channel + n, 4 * step + i) * s_.input_high;
+        int32_t& sum = largest > 0 ? above[2 * n + i / 2] : below[2 * n + i / 2];
+        sum += largest;
+        fits = fits && sum <= INT16_MAX && sum >= INT16_MIN;
+      }
+    return fits;
+  }
+
+  // The epilogue's constants as the blocks lie: sixteen each.
+  Epilogue by_block(const Epilogue& plain) const {
+    Epilogue e = plain;
+    e.multiplier.assign(blocks_.size() * kTileChannels, 0);
+    e.offset.assign(e.multiplier.size(), 0);
+    e.shift.assign(e.multiplier.size(), 32);
+    for (size_t b = 0; b < blocks_.size(); ++b)
+      for (int n = 0; n < blocks_[b].count; ++n) {
+        e.multiplier[b * kTileChannels + n] = plain.multiplier[blocks_[b].channel + n];
+        e.offset[b * kTileChannels + n] = plain.offset[blocks_[b].channel + n];
+        e.shift[b * kTileChannels + n] = plain.shift[blocks_[b].channel + n];
+      }
+    return e;
+  }
+
+  Layout lay_out(const View& in) const {
+    Layout layout;
+    const int inputs = s_.group_inputs();
+    const bool rows = s_.dilation_w == 1 && in.pixel == inputs;  // a row of the window is one stretch
+    const int taps = rows ? 1 : s_.kernel_w;
+    layout.bytes = rows ? inputs * s_.kernel_w : inputs;
+    layout.segments = s_.kernel_h * taps;
+    layout.direct = !wide_ && layout.bytes % 4 == 0;
+    for (int ky = 0; ky < s_.kernel_h; ++ky)
+      for (int kx = 0; kx < taps; ++kx)
+        layout.offset.push_back(ky * s_.dilation_h * in.row + kx * s_.dilation_w * in.pixel);
+    return layout;
+  }
+
+  int gathered_bytes(const Layout& layout) const {
+    // segments are copied sixteen codes at a time, the last one running over
+    return static_cast<int>(round_up(depth_ + 16, 16)) * (wide_ ? 2 : 1);
+  }
+
+  int panel_pixels(const Layout& layout) const { return kPanelPixels; }
+
+  // The steps of a block, cut where a stretch of the window or a block of sums ends.
+  std::vector<Run> runs_of(const Block& block, const Layout& layout) const {
+    const int stretch = layout.direct ? layout.bytes / 4 : steps_;
+    std::vector<Run> runs;
+    size_t next = 0;
+    int left = block.kind == Kind::kBlocks ? block.widen[0] : steps_;
+    for (int done = 0, within = 0; done < steps_;) {
+      const int steps = std::min(left, stretch - within);
+      const std::ptrdiff_t start = layout.direct ? layout.offset[done / stretch] : 0;
+      runs.push_back({start + 4 * within, steps, steps == left});
+      done += steps, left -= steps;
+      within = within + steps == stretch ? 0 : within + steps;
+      if (left == 0 && done < steps_) left = block.widen[++next];
+    }
+    return runs;
+  }
+
+  void locate(const View& in, const View& out, int64_t first, Panel& panel) const {
+    int x = static_cast<int>(first % out.width), y = static_cast<int>(first / out.width % out.height);
+    int64_t image = first / out.width / out.height;
+    for (int i = 0; i < panel.count; ++i) {
+      panel.window[i] = panel.row[i] = in.at(image, y * s_.stride_h - s_.pad_h, x * s_.stride_w - s_.pad_w);
+      panel.target[i] = out.at(image, y, x);
+      if (++x == out.width) {
+        x = 0;
+        if (++y == out.height) y = 0, ++image;
+      }
+    }
+  }
+
+  // Copies the windows of one group into rows of their own, as int16 where the tile wants that.
+  void gather(const Layout& layout, int group, Panel& panel) const {
+    thread_local std::vector<uint8_t> memory;
+    const int row = gathered_bytes(layout), inputs = s_.group_inputs();
+    if (memory.size() < size_t(row) * kPanelPixels) memory.resize(size_t(row) * kPanelPixels);
+    for (int i = 0; i < panel.count; ++i) {
+      uint8_t* to = memory.data() + size_t(i) * row;
+      panel.row[i] = to;
+      for (const std::ptrdiff_t offset : layout.offset) {
+        const uint8_t* from = panel.window[i] + group * inputs + offset;
+        for (int k = 0; k < layout.bytes; k += 16) {
+          const __m128i codes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + k));
+          if (wide_) _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + 2 * k), _mm256_cvtepu8_epi16(codes));
+          else _mm_storeu_si128(reinterpret_cast<__m128i*>(to + k), codes);
+        }
+        to += layout.bytes * (wide_ ? 2 : 1);
+      }
+    }
+  }
+
+  void multiply(Panel& panel, const Layout& layout, const View& in, const View& out,
+                const std::vector<std::vector<Run>>& runs) const {
+    int gathered = -1;
+    for (size_t b = 0; b < blocks_.size(); ++b) {
+      const Block& block = blocks_[b];
+      if (!layout.direct && gathered != block.group) gather(layout, gathered = block.group, panel);
+      Tile tile;
+      tile.from = layout.direct ? block.group * s_.group_inputs() : 0;
+      tile.to = std::ptrdiff_t(block.channel) * (requantizer_->wide() ? 2 : 1);
+      tile.run = runs[b].data(), tile.end = tile.run + runs[b].size();
+      tile.weights = block.weights;
+      tile.requantizer = requantizer_.get();
+      tile.constants = static_cast<int>(b) * kTileChannels, tile.count = block.count;
+      for (int i = 0; i < panel.count; i += kTilePixels) {
+        tile.pixels = panel.row + i, tile.targets = panel.target + i;
+        compute_for(block.kind, std::min(kTilePixels, panel.count - i), block.count)(tile);
+      }
+    }
+  }
+
+  struct Free {
+    void operator()(int8_t* p) const { ::operator delete(p, std::align_val_t(64)); }
+  };
+
+  ConvSpec s_;
+  bool wide_ = false;  // int16 operands
+  int depth_ = 0, steps_ = 0;
+  std::vector<Block> blocks_;
+  std::unique_ptr<int8_t, Free> packed_;
+  std::unique_ptr<Requantizer> requantizer_;
+};
+
+}  // namespace
+
+OpPointer make_conv(const ConvSpec& spec) { return std::make_unique<Conv>(spec); }
+
+}  // namespace haq::avx2

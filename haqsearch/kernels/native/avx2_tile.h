@@ -1,0 +1,89 @@
+// The tile all dense AVX2 convolutions share: up to 6 pixels x 16 output channels, accumulators in registers.
+//
+// A step takes four bytes of each pixel (four codes, or two codes widened to int16) and 64 bytes of weights (sixteen
+// channels x the same four bytes). What a step does with them is the Kind:
+//   kWide    int16 x int16 pairs by vpmaddwd: exact for every 8-bit operand.
+//   kPairs   vpmaddubsw, then vpmaddwd with ones: exact where no pair of products leaves int16.
+//   kBlocks  vpmaddubsw summed in int16 over the steps of a block, then widened: exact where no block's sums leave int16.
+//   kWhole   kBlocks with a single block.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+namespace haq::avx2 {
+
+enum class Kind { kWide, kPairs, kBlocks, kWhole };
+
+inline constexpr int kTilePixels = 6, kTileChannels = 16, kStepBytes = 64;
+
+// `steps` steps, the pixels' bytes at `offset` behind their pointers; `widen`: a block ends here.
+struct Run {
+  std::ptrdiff_t offset = 0;
+  int steps = 0;
+  bool widen = true;
+};
+
+inline __m256i broadcast4(const uint8_t* bytes) {
+  int32_t four;
+  std::memcpy(&four, bytes, 4);
+  return _mm256_set1_epi32(four);
+}
+
+template <Kind kind>
+inline __m256i multiply_add(__m256i acc, __m256i codes, __m256i weights) {
+  if constexpr (kind == Kind::kWide) return _mm256_add_epi32(acc, _mm256_madd_epi16(codes, weights));
+  const __m256i pairs = _mm256_maddubs_epi16(codes, weights);
+  if constexpr (kind == Kind::kPairs) return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  return _mm256_add_epi16(acc, pairs);
+}
+
+// acc[p][h]: int32 sums of pixel p, channels 8 h .. 8 h + 8. With Halves = 1 only the first eight channels are done.
+template <Kind kind, int Pixels, int Halves>
+inline __attribute__((always_inline)) void accumulate(const uint8_t* const* pixels, std::ptrdiff_t from, const Run* run,
+                                                      const Run* end, const int8_t* weights,
+                                                      __m256i (&acc)[Pixels][Halves]) {
+  const __m256i ones = _mm256_set1_epi16(1);
+  const uint8_t* pixel[Pixels];
+  __m256i sum[Pixels][Halves];  // int16 within a block (kBlocks, kWhole), else the result itself
+#pragma GCC unroll 6
+  for (int p = 0; p < Pixels; ++p) {
+    pixel[p] = pixels[p] + from;
+#pragma GCC unroll 2
+    for (int h = 0; h < Halves; ++h) sum[p][h] = acc[p][h] = _mm256_setzero_si256();
+  }
+  for (; run != end; ++run) {
+    const int8_t* const stop = weights + std::ptrdiff_t(run->steps) * kStepBytes;
+    for (std::ptrdiff_t at = run->offset; weights != stop; weights += kStepBytes, at += 4) {
+      __m256i w[Halves];
+#pragma GCC unroll 2
+      for (int h = 0; h < Halves; ++h) w[h] = _mm256_load_si256(reinterpret_cast<const __m256i*>(weights) + h);
+#pragma GCC unroll 6
+      for (int p = 0; p < Pixels; ++p) {
+        const __m256i codes = broadcast4(pixel[p] + at);
+#pragma GCC unroll 2
+        for (int h = 0; h < Halves; ++h) sum[p][h] = multiply_add<kind>(sum[p][h], codes, w[h]);
+      }
+    }
+    if (kind == Kind::kBlocks && run->widen) {
+#pragma GCC unroll 6
+      for (int p = 0; p < Pixels; ++p)
+#pragma GCC unroll 2
+        for (int h = 0; h < Halves; ++h) {
+          acc[p][h] = _mm256_add_epi32(acc[p][h], _mm256_madd_epi16(sum[p][h], ones));
+          sum[p][h] = _mm256_setzero_si256();
+        }
+    }
+  }
+  if constexpr (kind != Kind::kBlocks)
+#pragma GCC unroll 6
+    for (int p = 0; p < Pixels; ++p)
+#pragma GCC unroll 2
+      for (int h = 0; h < Halves; ++h)
+        acc[p][h] = kind == Kind::kWhole ? _mm256_madd_epi16(sum[p][h], ones) : sum[p][h];
+}
+
+}  // namespace haq::avx2
