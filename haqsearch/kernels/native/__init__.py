@@ -16,6 +16,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 import haqsearch.kernels.native._native as _native
@@ -63,6 +64,11 @@ def conv_op(
     Raises ModelError where an accumulator could leave int32 (the kernels fold the zero point into the offset).
     """
     stride, padding, dilation = window
+    if weight.dtype != torch.int8 or not 1 <= weight_bits <= 8:
+        raise ModelError(f"weights are int8 codes of a width of 1 to 8 bits, not {weight.dtype} of {weight_bits}")
+    inputs = x.height_width_channels[2]
+    if weight.shape[1] * groups != inputs:
+        raise ModelError(f"weights for {weight.shape[1] * groups} input channels, but the input has {inputs}")
     zero_point = x_zero_point + x.bias
     low, high = min(codes[0] + x.bias, zero_point), max(codes[1] + x.bias, zero_point)
     try:
@@ -106,6 +112,10 @@ def window_border(
     """Border that a window over an image of ``size`` (H, W) reads."""
     behind = []
     for i in (0, 1):
+        if size[i] + 2 * padding[i] < dilation[i] * (kernel[i] - 1) + 1:
+            raise ModelError(
+                f"a window of {kernel[i]} (dilation {dilation[i]}) is larger than its padded image, {size[i]}"
+            )
         reach = dilation[i] * (kernel[i] - 1)
         last = (size[i] + 2 * padding[i] - reach - 1) // stride[i] * stride[i] + reach
         behind.append(max(0, last - padding[i] - (size[i] - 1)))

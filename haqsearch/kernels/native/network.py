@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import haqsearch.kernels.native._native as _native
+from haqsearch.errors import ModelError
 from haqsearch.kernels.arena import Lifetime, place
 
 _ALIGNMENT = 64
@@ -95,6 +96,8 @@ class Network:
 
     def slot(self, shape: Sequence[int], dtype: torch.dtype, zero_point: int) -> Slot:
         """A new tensor of codes of ``dtype`` (uint8, int8, or int16 for what the network gives)."""
+        if dtype not in {torch.uint8, torch.int8, torch.int16}:
+            raise ModelError(f"the native kernels take codes in uint8 or int8, and give int16 at most; not {dtype}")
         bias = 128 if dtype == torch.int8 else 0
         fill = zero_point + bias if dtype != torch.int16 else 0
         self.slots.append(Slot(len(self.slots), tuple(shape), 2 if dtype == torch.int16 else 1, fill, bias))

@@ -1,0 +1,123 @@
+"""Every native instruction set equals the reference, to the last bit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from haqsearch.errors import ModelError
+from haqsearch.kernels import reference
+from haqsearch.kernels.schema import SCHEMAS
+
+from .cases import OPERATORS, convolutions
+
+native = pytest.importorskip("haqsearch.kernels.native", reason="the native kernels are not built")
+many = settings(deadline=None, max_examples=60)
+
+
+@pytest.fixture(params=native.isas())
+def isa(request, monkeypatch):
+    monkeypatch.setenv("HAQSEARCH_ISA", request.param)
+    return request.param
+
+
+def test_every_operator_is_tested():
+    assert OPERATORS.keys() == SCHEMAS.keys()
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_equals_the_reference(isa, operator):
+    @many
+    @given(OPERATORS[operator])
+    def law(arguments):
+        got, want = getattr(native, operator)(*arguments), getattr(reference, operator)(*arguments)
+        assert got.dtype == want.dtype
+        assert torch.equal(got, want)
+
+    law()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_equals_the_reference_often(isa, operator):
+    @settings(deadline=None, max_examples=3000)
+    @given(OPERATORS[operator])
+    def law(arguments):
+        assert torch.equal(getattr(native, operator)(*arguments), getattr(reference, operator)(*arguments))
+
+    law()
+
+
+def test_the_number_of_threads_does_not_matter(isa):
+    @settings(deadline=None, max_examples=20)
+    @given(convolutions(), st.integers(2, 4))
+    def law(arguments, threads):
+        before = torch.get_num_threads()
+        one = native.conv2d(*arguments)
+        try:
+            torch.set_num_threads(threads)
+            assert torch.equal(native.conv2d(*arguments), one)
+        finally:
+            torch.set_num_threads(before)
+
+    law()
+
+
+def _layer(x, weight, bits=8, bound=0):
+    end = (torch.tensor([2**30]), torch.tensor([2**39]), torch.tensor([40]), 0, 0, 255, torch.uint8)
+    return (x, 0, weight, bits, (1, 1), (1, 1), (1, 1), 1, bound, *end)
+
+
+def test_memory_that_is_not_contiguous_or_not_aligned(isa):
+    base = torch.arange(7 + 2 * 5 * 9 * 9, dtype=torch.int64).remainder(251).to(torch.uint8)
+    unaligned = base[7:].view(2, 5, 9, 9)
+    strided = torch.arange(2 * 10 * 9 * 18).remainder(251).to(torch.uint8).view(2, 10, 9, 18)[:, ::2, :, ::2]
+    weight = torch.arange(-60, 12 * 5 * 9 - 60).remainder(255).sub(127).to(torch.int8).view(12, 5, 3, 3)
+    for x in (unaligned, strided, unaligned.to(memory_format=torch.channels_last)):
+        arguments = _layer(x, weight, bound=2**23)
+        assert torch.equal(native.conv2d(*arguments), reference.conv2d(*arguments))
+        transposed = _layer(x, weight.transpose(2, 3), bound=2**23)
+        assert torch.equal(native.conv2d(*transposed), reference.conv2d(*transposed))
+
+
+def test_a_batch_of_nothing(isa):
+    weight = torch.ones(4, 3, 3, 3, dtype=torch.int8)
+    assert native.conv2d(*_layer(torch.zeros(0, 3, 8, 8, dtype=torch.uint8), weight)).shape == (0, 4, 8, 8)
+
+
+def test_full_range_is_exact_where_int16_sums_saturate(isa):
+    """255 * 127 * 2 leaves int16: engines that add pairs of products in int16 are wrong here."""
+    x = torch.full((1, 64, 8, 8), 255, dtype=torch.uint8)
+    for value in (127, -128):
+        arguments = _layer(x, torch.full((32, 64, 3, 3), value, dtype=torch.int8), bound=2**26)
+        assert torch.equal(native.conv2d(*arguments), reference.conv2d(*arguments))
+
+
+def test_an_accumulator_beyond_int32_is_refused(isa):
+    x = torch.full((1, 70_000), 255, dtype=torch.uint8)
+    weight = torch.full((1, 70_000), 127, dtype=torch.int8)
+    end = (torch.tensor([2**30]), torch.tensor([2**61]), torch.tensor([62]), 0, 0, 255, torch.uint8)
+    with pytest.raises(ModelError, match="accumulator can leave int32"):
+        native.linear(x, 0, weight, 8, 2**31, *end)
+
+
+def test_other_types_are_refused(isa):
+    weight = torch.ones(4, 3, 3, 3, dtype=torch.int8)
+    with pytest.raises(ModelError, match="float32"):
+        native.conv2d(*_layer(torch.zeros(1, 3, 8, 8), weight))
+    with pytest.raises(ModelError, match="int32"):
+        native.conv2d(*_layer(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), weight.int()))
+    with pytest.raises(ModelError, match="width"):
+        native.conv2d(*_layer(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), weight, bits=9))
+    with pytest.raises(ModelError, match="channels"):
+        native.conv2d(*_layer(torch.zeros(1, 5, 8, 8, dtype=torch.uint8), weight))
+    with pytest.raises(ModelError, match="window"):
+        native.conv2d(*_layer(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.ones(4, 3, 11, 3, dtype=torch.int8)))
+
+
+def test_an_unknown_instruction_set_is_refused(monkeypatch):
+    monkeypatch.setenv("HAQSEARCH_ISA", "sse9")
+    with pytest.raises(ModelError, match=r"HAQSEARCH_ISA='sse9': this machine has .*portable"):
+        native.isa()
