@@ -4,6 +4,7 @@
 namespace haq {
 
 OpPointer avx512_conv(const ConvSpec&);
+OpPointer avx512_linear(const ConvSpec&);
 
 namespace {
 
@@ -15,6 +16,6 @@ bool available() {
 
 }  // namespace
 
-const Kernels kAvx512 = {"avx512", available, avx512_conv};
+const Kernels kAvx512 = {"avx512", available, avx512_conv, nullptr, nullptr, avx512_linear};
 
 }  // namespace haq
