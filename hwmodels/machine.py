@@ -19,7 +19,6 @@ from typing import Annotated, Any, Generic, TypeVar
 from pydantic import Field, model_validator
 
 from haqsearch.spec import Choice, LayerSpec, ModelSpec
-from hwmodels.base import HardwareModel
 from hwmodels.geometry import Loops
 from hwmodels.levels import Level, Traffic, transfers
 from hwmodels.schema import Energy, OperandWidth, Profile, ProfiledDevice, Run, Section
@@ -128,7 +127,7 @@ class MachineProfile(Profile):
                 raise ValueError(f"compute{'' if op == 'convolution' else f'.{op}'}: {error}") from None
         return self
 
-    def device(self) -> HardwareModel:
+    def device(self) -> Machine:
         return Machine(self)
 
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from haqsearch.errors import HardwareError
 from hwmodels.base import HardwareModel
-from hwmodels.schema import Profile
+from hwmodels.schema import Profile, ProfiledDevice, TableFile
 
 PROFILES = Path(__file__).parent / "profiles"
 
@@ -76,9 +76,20 @@ def parse(data: dict[str, Any], where: str) -> HardwareModel:
     module, _, name = KINDS[kind].partition(":")
     profile_class: type[Profile] = getattr(import_module(module), name)
     try:
-        return profile_class.model_validate(data).device()
+        profile = profile_class.model_validate(data)
     except ValidationError as error:
         raise HardwareError(f"{where}: {_explain(error, profile_class)}") from None
+    device = profile.device()
+    return device if profile.table is None else _with_table(device, profile.table, where)
+
+
+def _with_table(device: ProfiledDevice[Any], section: TableFile, where: str) -> HardwareModel:
+    from hwmodels.table import Measured, read
+
+    path = Path(where).parent / section.file
+    if "\0" in section.file or not path.is_file():
+        raise HardwareError(f"{where}: table.file = {_shown(section.file)}: no such file beside the profile")
+    return Measured(device, read(path), section.extrapolation)
 
 
 def _build(path: str) -> HardwareModel:

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from haqsearch.errors import HardwareError
-from haqsearch.spec import Choice, Format, LayerSpec
+from haqsearch.spec import Choice, Format, LayerSpec, ModelSpec
 from hwmodels.base import HardwareModel, LayerCost
 from hwmodels.geometry import Loops
 
@@ -179,7 +179,7 @@ class Profile(Section):
         return not self.sources
 
     @abstractmethod
-    def device(self) -> HardwareModel:
+    def device(self) -> ProfiledDevice[Any]:
         """The model that prices layers with these numbers."""
 
 
@@ -270,6 +270,9 @@ class ProfiledDevice(HardwareModel, Generic[P]):
     def loops(self, layer: LayerSpec) -> Loops:
         """One sample's work of ``layer``."""
         return Loops.of(layer)
+
+    def bind(self, model: ModelSpec) -> ProfiledDevice[P]:
+        return self
 
     @abstractmethod
     def run(self, loops: Loops, choice: Choice, native: tuple[int, int], batch: int) -> Run:

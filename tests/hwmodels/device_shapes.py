@@ -8,44 +8,15 @@ from pathlib import Path
 from hypothesis import strategies as st
 
 from haqsearch.spec import ActivationSpec, Choice, Format, LayerSpec, ModelSpec
+from hwmodels.networks import conv, linear, mobilenet_v1
+
+__all__ = ["GOLDEN", "conv", "layers", "linear", "mobilenet_v1", "mobilenet_v2", "models", "wa"]
 
 GOLDEN = Path(__file__).parent / "golden"
 
 
 def wa(w: int, a: int) -> Choice:
     return Choice(Format("int", w), Format("uint", a))
-
-
-def conv(name: str, c: int, n: int, k: int, out: int, stride: int = 1, groups: int = 1, **more: object) -> LayerSpec:
-    """A square convolution; ``groups == c`` makes it depthwise. It reads ``previous`` unless told otherwise."""
-    return LayerSpec(
-        name,
-        "depthwise_conv2d" if groups == c and groups > 1 else "conv2d",
-        (c, out * stride, out * stride),
-        (n, c // groups, k, k),
-        (n, out, out),
-        n * (c // groups) * k * k * out * out,
-        groups,
-        (stride, stride),
-        (k, k),
-        **{"inputs": ("previous",), **more},  # type: ignore[arg-type]
-    )
-
-
-def linear(name: str, c: int, n: int, **more: object) -> LayerSpec:
-    return LayerSpec(name, "linear", (c,), (n, c), (n,), c * n, **{"inputs": ("previous",), **more})  # type: ignore[arg-type]
-
-
-def mobilenet_v1() -> ModelSpec:
-    """MobileNetV1-1.0-224 [Howard et al. 2017, 1704.04861, table 1]."""
-    layers = [conv("conv0", 3, 32, 3, 112, 2, inputs=())]
-    plan = [(64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1)]
-    c, out = 32, 112
-    for i, (n, stride) in enumerate(plan):
-        out //= stride
-        layers += [conv(f"dw{i}", c, c, 3, out, stride, groups=c), conv(f"pw{i}", c, n, 1, out)]
-        c = n
-    return ModelSpec("mobilenet_v1", (*layers, linear("fc", 1024, 1000)))
 
 
 def mobilenet_v2() -> ModelSpec:
