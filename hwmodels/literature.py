@@ -18,8 +18,8 @@ from haqsearch.spec import Choice, Format, LayerSpec, ModelSpec, Policy
 from hwmodels import networks
 from hwmodels.base import HardwareModel
 from hwmodels.meter import Meter
+from hwmodels.overlay import Measured, leave_one_out
 from hwmodels.profile import load
-from hwmodels.table import Measured, leave_one_out
 
 FOLDER = Path(__file__).with_name("published")
 

@@ -84,7 +84,8 @@ def parse(data: dict[str, Any], where: str) -> HardwareModel:
 
 
 def _with_table(device: ProfiledDevice[Any], section: TableFile, where: str) -> HardwareModel:
-    from hwmodels.table import Measured, read
+    from hwmodels.overlay import Measured
+    from hwmodels.table import read
 
     path = Path(where).parent / section.file
     if "\0" in section.file or not path.is_file():
