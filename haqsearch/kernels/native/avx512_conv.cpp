@@ -40,10 +40,10 @@ inline __m512i broadcast(const uint8_t* from) {
 // Groups * Pixels windows x Blocks * 16 channels -> out[window][block][16].
 template <int Blocks, int Pixels, int Groups>
 void multiply(const Group* groups, const Window& window, const Weights* weight, int32_t* out) {
-  __m512i acc[Groups][Pixels][Blocks];
-  for (auto& group : acc)
-    for (auto& pixel : group)
-      for (auto& block : pixel) block = _mm512_setzero_si512();
+  constexpr int kWindows = Groups * Pixels;
+  __m512i acc[kWindows * Blocks];
+#pragma GCC unroll 32
+  for (int i = 0; i < kWindows * Blocks; ++i) acc[i] = _mm512_setzero_si512();
   const std::ptrdiff_t pixel = window.pixel;
   for (int s = 0; s < window.stretches; ++s) {
     std::array<const uint8_t*, Groups> from;
@@ -57,15 +57,17 @@ void multiply(const Group* groups, const Window& window, const Weights* weight, 
         for (int p = 0; p < Pixels; ++p) {
           const __m512i x = broadcast(from[g] + p * pixel);
 #pragma GCC unroll 2
-          for (int b = 0; b < Blocks; ++b) acc[g][p][b] = _mm512_dpbusd_epi32(acc[g][p][b], x, w[b]);
+          for (int b = 0; b < Blocks; ++b) {
+            __m512i& sum = acc[(g * Pixels + p) * Blocks + b];
+            sum = _mm512_dpbusd_epi32(sum, x, w[b]);
+          }
         }
         from[g] += 4;
       }
     }
   }
-  for (int g = 0; g < Groups; ++g)
-    for (int p = 0; p < Pixels; ++p)
-      for (int b = 0; b < Blocks; ++b) _mm512_store_si512(out + ((g * Pixels + p) * Blocks + b) * kBlock, acc[g][p][b]);
+#pragma GCC unroll 32
+  for (int i = 0; i < kWindows * Blocks; ++i) _mm512_store_si512(out + i * kBlock, acc[i]);
 }
 
 using Multiply = void (*)(const Group*, const Window&, const Weights*, int32_t*);

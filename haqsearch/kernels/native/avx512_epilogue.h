@@ -11,8 +11,7 @@
 
 namespace haq::avx512 {
 
-inline constexpr int kBlock = 16;      // channels of a vector of accumulators
-inline constexpr int kTilePixels = 28;  // the most pixels of a tile
+inline constexpr int kBlock = 16;  // channels of a vector of accumulators
 
 // The constants of 16 channels. `offset` holds the zero point too: adding it times 2^shift before the shift is the same.
 struct alignas(64) Constants {
@@ -60,8 +59,8 @@ class Requantizer {
     }
   }
 
-  // Codes of 16 * Blocks channels from channel 16 * block on, for `pixels` pixels: accumulators[pixel][Blocks][16] (aligned)
-  // -> to[pixel] + channel. Channels beyond the last are not written.
+  // Codes of 16 * Blocks channels from channel 16 * block on, for `pixels` pixels: accumulators[pixel][Blocks][16] -> to[pixel]
+  // + channel. Channels beyond the last are not written. The accumulators are aligned to 64 bytes.
   template <int Blocks>
   void store(const int32_t* accumulators, uint8_t* const* to, int pixels, int block) const {
     static_assert(Blocks == 1 || Blocks == 2);
@@ -91,55 +90,75 @@ class Requantizer {
     return rounding;
   }
 
-  // int32 codes before the clamp; kLong: after it.
+  // The constants of a block in registers: the stores of codes could change what lies in memory, as the compiler sees it.
   template <Rounding rounding>
-  __m512i scale(__m512i acc, const Constants& c) const {
-    if constexpr (rounding == Rounding::kShifted) acc = _mm512_sllv_epi32(acc, load(c.left));
-    __m512i even = _mm512_add_epi64(_mm512_mul_epi32(acc, load(c.multiplier)), load(c.offset_even));
-    __m512i odd = _mm512_add_epi64(_mm512_mul_epi32(_mm512_srli_epi64(acc, 32), load(c.multiplier_odd)), load(c.offset_odd));
-    if constexpr (rounding == Rounding::kLong) {
-      const __m512i low = _mm512_set1_epi64(e_.low - e_.zero_point), high = _mm512_set1_epi64(e_.high - e_.zero_point);
-      even = _mm512_min_epi64(_mm512_max_epi64(_mm512_srav_epi64(even, load(c.shift_even)), low), high);
-      odd = _mm512_min_epi64(_mm512_max_epi64(_mm512_srav_epi64(odd, load(c.shift_odd)), low), high);
-      const __m512i code = _mm512_mask_blend_epi32(0xAAAA, even, _mm512_slli_epi64(odd, 32));
-      return _mm512_add_epi32(code, _mm512_set1_epi32(e_.zero_point));
-    } else {
-      return _mm512_srav_epi32(join_high(even, odd), load(c.shift));
-    }
-  }
+  struct Lanes {
+    __m512i multiplier, multiplier_odd, offset_even, offset_odd, shift, extra;  // extra: left, or the odd shifts
+    __m512i low, high, zero_point;                                              // of kLong
 
-  // Four vectors of codes, clamped and packed: 16 bytes of the first, 16 of the second ...
-  __m512i pack(__m512i a, __m512i b, __m512i c, __m512i d) const {
-    const __m512i gather = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    const __m512i codes = _mm512_packus_epi16(_mm512_packs_epi32(a, b), _mm512_packs_epi32(c, d));
-    const __m512i low = _mm512_set1_epi8(static_cast<char>(e_.low)), high = _mm512_set1_epi8(static_cast<char>(e_.high));
-    return _mm512_permutexvar_epi32(gather, _mm512_min_epu8(_mm512_max_epu8(codes, low), high));
+    Lanes(const Constants& c, const Epilogue& e)
+        : multiplier(load(c.multiplier)),
+          multiplier_odd(load(c.multiplier_odd)),
+          offset_even(load(c.offset_even)),
+          offset_odd(load(c.offset_odd)),
+          shift(rounding == Rounding::kLong ? load(c.shift_even) : load(c.shift)),
+          extra(rounding == Rounding::kLong ? load(c.shift_odd) : load(c.left)),
+          low(_mm512_set1_epi64(e.low - e.zero_point)),
+          high(_mm512_set1_epi64(e.high - e.zero_point)),
+          zero_point(_mm512_set1_epi32(e.zero_point)) {}
+
+    // int32 codes before the clamp; kLong: after it.
+    __m512i scale(__m512i acc) const {
+      if constexpr (rounding == Rounding::kShifted) acc = _mm512_sllv_epi32(acc, extra);
+      __m512i even = _mm512_add_epi64(_mm512_mul_epi32(acc, multiplier), offset_even);
+      __m512i odd = _mm512_add_epi64(_mm512_mul_epi32(_mm512_srli_epi64(acc, 32), multiplier_odd), offset_odd);
+      if constexpr (rounding == Rounding::kLong) {
+        even = _mm512_min_epi64(_mm512_max_epi64(_mm512_srav_epi64(even, shift), low), high);
+        odd = _mm512_min_epi64(_mm512_max_epi64(_mm512_srav_epi64(odd, extra), low), high);
+        return _mm512_add_epi32(_mm512_mask_blend_epi32(0xAAAA, even, _mm512_slli_epi64(odd, 32)), zero_point);
+      } else {
+        return _mm512_srav_epi32(join_high(even, odd), shift);
+      }
+    }
+  };
+
+  // The packed codes of 4 / Blocks pixels to their places. A masked store takes longer than a whole one.
+  template <int Blocks>
+  static void put(__m512i packed, uint8_t* const* to, int first, int pixels, int channels) {
+    if (pixels >= 4 / Blocks && channels >= Blocks * kBlock) {
+      const auto at = [&](int i) { return reinterpret_cast<__m128i*>(to[i] + first); };
+      if constexpr (Blocks == 2) {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(at(0)), _mm512_castsi512_si256(packed));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(at(1)), _mm512_extracti64x4_epi64(packed, 1));
+      } else {
+        _mm_storeu_si128(at(0), _mm512_castsi512_si128(packed));
+        _mm_storeu_si128(at(1), _mm512_extracti32x4_epi32(packed, 1));
+        _mm_storeu_si128(at(2), _mm512_extracti32x4_epi32(packed, 2));
+        _mm_storeu_si128(at(3), _mm512_extracti32x4_epi32(packed, 3));
+      }
+      return;
+    }
+    alignas(64) uint8_t codes[64];
+    _mm512_store_si512(codes, packed);
+    const __mmask32 mask = channels >= Blocks * kBlock ? 0xFFFFFFFFu >> (32 - Blocks * kBlock) : (__mmask32(1) << channels) - 1;
+    for (int i = 0; i < std::min(pixels, 4 / Blocks); ++i)
+      _mm256_mask_storeu_epi8(to[i] + first, mask, _mm256_maskz_loadu_epi8(mask, codes + i * Blocks * kBlock));
   }
 
   template <int Blocks, Rounding rounding>
   void store_codes(const int32_t* accumulators, uint8_t* const* to, int pixels, int block) const {
     const int first = block * kBlock, left = channels() - first;
-    const __mmask32 mask = left >= 32 ? ~__mmask32(0) : (__mmask32(1) << left) - 1;
     constexpr int kStep = 4 / Blocks;  // pixels of 64 codes
-    for (int p = 0; p < pixels; p += kStep) {
-      __m512i codes[4];
-      for (int i = 0; i < 4; ++i) {
-        const int pixel = std::min(p + i / Blocks, pixels - 1);  // the last pixel again rather than none
-        codes[i] = scale<rounding>(load(accumulators + (pixel * Blocks + i % Blocks) * kBlock), blocks_[block + i % Blocks]);
-      }
-      const __m512i packed = pack(codes[0], codes[1], codes[2], codes[3]);
-      if constexpr (Blocks == 2) {
-        _mm256_mask_storeu_epi8(to[p] + first, mask, _mm512_castsi512_si256(packed));
-        if (p + 1 < pixels) _mm256_mask_storeu_epi8(to[p + 1] + first, mask, _mm512_extracti64x4_epi64(packed, 1));
-      } else {
-        const auto put = [&](int i, __m128i quarter) {
-          if (p + i < pixels) _mm_mask_storeu_epi8(to[p + i] + first, static_cast<__mmask16>(mask), quarter);
-        };
-        put(0, _mm512_castsi512_si128(packed));
-        put(1, _mm512_extracti32x4_epi32(packed, 1));
-        put(2, _mm512_extracti32x4_epi32(packed, 2));
-        put(3, _mm512_extracti32x4_epi32(packed, 3));
-      }
+    const Lanes<rounding> a(blocks_[block], e_), b(blocks_[block + Blocks - 1], e_);
+    const __m512i gather = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __m512i low = _mm512_set1_epi8(static_cast<char>(e_.low)), high = _mm512_set1_epi8(static_cast<char>(e_.high));
+    for (int p = 0; p < pixels; p += kStep, accumulators += 4 * kBlock) {
+      // Behind the last pixel the first of these again: nothing is read that is not there.
+      const auto acc = [&](int i) { return load(accumulators + (i < (pixels - p) * Blocks ? i : 0) * kBlock); };
+      const __m512i front = _mm512_packs_epi32(a.scale(acc(0)), b.scale(acc(1)));
+      const __m512i back = _mm512_packs_epi32(a.scale(acc(2)), b.scale(acc(3)));
+      const __m512i codes = _mm512_min_epu8(_mm512_max_epu8(_mm512_packus_epi16(front, back), low), high);
+      put<Blocks>(_mm512_permutexvar_epi32(gather, codes), to + p, first, pixels - p, left);
     }
   }
 
