@@ -25,7 +25,7 @@ struct Layout {
 struct Panel {
   const uint8_t* window[kPanelPixels];
   uint8_t* target[kPanelPixels];
-  const uint8_t* row[kPanelPixels];  // what the tile reads: the window, or its gathered copy
+  const uint8_t* gathered[kPanelPixels];  // a copy of the window, where the tile needs one
   int count = 0;
 };
 
@@ -51,9 +51,7 @@ template <Kind kind, int Pixels, int Halves>
 void compute(const Tile& t) {
   __m256i acc[Pixels][Halves];
   accumulate<kind, Pixels, Halves>(t.pixels, t.from, t.run, t.end, t.weights, acc);
-#pragma GCC unroll 6
-  for (int p = 0; p < Pixels; ++p)
-    t.requantizer->store(t.targets[p] + t.to, t.constants, t.count, acc[p][0], acc[p][Halves - 1]);
+  t.requantizer->store_tile<Pixels, Halves>(t.targets, t.to, t.constants, t.count, acc);
 }
 
 using Compute = void (*)(const Tile&);
@@ -99,11 +97,10 @@ class Conv final : public Op {
     for (const Block& block : blocks_) runs.push_back(runs_of(block, layout));
     Panel panel;
     const int64_t pixels = (end - first) * out.width;
-    const int limit = panel_pixels(layout);
     for (int64_t done = 0; done < pixels; done += panel.count) {
-      panel.count = static_cast<int>(std::min<int64_t>(limit, pixels - done));
+      panel.count = static_cast<int>(std::min<int64_t>(kPanelPixels, pixels - done));
       locate(*in, out, first * out.width + done, panel);
-      multiply(panel, layout, *in, out, runs);
+      multiply(panel, layout, runs);
     }
   }
 
@@ -231,12 +228,10 @@ class Conv final : public Op {
     return layout;
   }
 
-  int gathered_bytes(const Layout& layout) const {
+  int gathered_bytes() const {
     // segments are copied sixteen codes at a time, the last one running over
     return static_cast<int>(round_up(depth_ + 16, 16)) * (wide_ ? 2 : 1);
   }
-
-  int panel_pixels(const Layout& layout) const { return kPanelPixels; }
 
   // The steps of a block, cut where a stretch of the window or a block of sums ends.
   std::vector<Run> runs_of(const Block& block, const Layout& layout) const {
@@ -258,38 +253,44 @@ class Conv final : public Op {
   void locate(const View& in, const View& out, int64_t first, Panel& panel) const {
     int x = static_cast<int>(first % out.width), y = static_cast<int>(first / out.width % out.height);
     int64_t image = first / out.width / out.height;
-    for (int i = 0; i < panel.count; ++i) {
-      panel.window[i] = panel.row[i] = in.at(image, y * s_.stride_h - s_.pad_h, x * s_.stride_w - s_.pad_w);
-      panel.target[i] = out.at(image, y, x);
-      if (++x == out.width) {
-        x = 0;
-        if (++y == out.height) y = 0, ++image;
-      }
+    const std::ptrdiff_t step = s_.stride_w * in.pixel;
+    for (int i = 0; i < panel.count; x = 0) {
+      const uint8_t* window = in.at(image, y * s_.stride_h - s_.pad_h, x * s_.stride_w - s_.pad_w);
+      uint8_t* target = out.at(image, y, x);
+      for (const int stop = std::min(panel.count, i + out.width - x); i < stop; ++i, window += step, target += out.pixel)
+        panel.window[i] = window, panel.target[i] = target;
+      if (++y == out.height) y = 0, ++image;
     }
   }
 
   // Copies the windows of one group into rows of their own, as int16 where the tile wants that.
   void gather(const Layout& layout, int group, Panel& panel) const {
     thread_local std::vector<uint8_t> memory;
-    const int row = gathered_bytes(layout), inputs = s_.group_inputs();
-    if (memory.size() < size_t(row) * kPanelPixels) memory.resize(size_t(row) * kPanelPixels);
-    for (int i = 0; i < panel.count; ++i) {
-      uint8_t* to = memory.data() + size_t(i) * row;
-      panel.row[i] = to;
-      for (const std::ptrdiff_t offset : layout.offset) {
-        const uint8_t* from = panel.window[i] + group * inputs + offset;
-        for (int k = 0; k < layout.bytes; k += 16) {
-          const __m128i codes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + k));
-          if (wide_) _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + 2 * k), _mm256_cvtepu8_epi16(codes));
-          else _mm_storeu_si128(reinterpret_cast<__m128i*>(to + k), codes);
-        }
-        to += layout.bytes * (wide_ ? 2 : 1);
+    const size_t row = static_cast<size_t>(gathered_bytes());
+    if (memory.size() < row * kPanelPixels) memory.resize(row * kPanelPixels);
+    for (int i = 0; i < panel.count; ++i) panel.gathered[i] = memory.data() + i * row;
+    uint8_t* to = memory.data();
+    const int code_bytes = wide_ ? 2 : 1;
+    for (const std::ptrdiff_t offset : layout.offset) {
+      for (int k = 0; k < layout.bytes; k += 16) {  // what runs over is overwritten by the next stretch
+        const std::ptrdiff_t from = group * s_.group_inputs() + offset + k;
+        if (wide_) copy_sixteen<true>(panel, from, to + 2 * k, row);
+        else copy_sixteen<false>(panel, from, to + k, row);
       }
+      to += layout.bytes * code_bytes;
     }
   }
 
-  void multiply(Panel& panel, const Layout& layout, const View& in, const View& out,
-                const std::vector<std::vector<Run>>& runs) const {
+  template <bool wide>
+  static void copy_sixteen(const Panel& panel, std::ptrdiff_t from, uint8_t* to, size_t row) {
+    for (int i = 0; i < panel.count; ++i, to += row) {
+      const __m128i codes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(panel.window[i] + from));
+      if (wide) _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_cvtepu8_epi16(codes));
+      else _mm_storeu_si128(reinterpret_cast<__m128i*>(to), codes);
+    }
+  }
+
+  void multiply(Panel& panel, const Layout& layout, const std::vector<std::vector<Run>>& runs) const {
     int gathered = -1;
     for (size_t b = 0; b < blocks_.size(); ++b) {
       const Block& block = blocks_[b];
@@ -302,7 +303,7 @@ class Conv final : public Op {
       tile.requantizer = requantizer_.get();
       tile.constants = static_cast<int>(b) * kTileChannels, tile.count = block.count;
       for (int i = 0; i < panel.count; i += kTilePixels) {
-        tile.pixels = panel.row + i, tile.targets = panel.target + i;
+        tile.pixels = (layout.direct ? panel.window : panel.gathered) + i, tile.targets = panel.target + i;
         compute_for(block.kind, std::min(kTilePixels, panel.count - i), block.count)(tile);
       }
     }

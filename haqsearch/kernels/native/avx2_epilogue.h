@@ -36,15 +36,35 @@ class Requantizer {
   // of `channel` goes; a has the first eight.
   void store(uint8_t* to, int channel, int count, __m256i a, __m256i b) const {
     if (!vector_) return store_slowly(to, channel, count, a, b);
-    const __m128i codes = sixteen(a, b, channel);
-    if (count == 16) {
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(to), codes);
-    } else if (count == 8) {
-      _mm_storel_epi64(reinterpret_cast<__m128i*>(to), codes);
-    } else {
-      alignas(16) uint8_t bytes[16];
-      _mm_store_si128(reinterpret_cast<__m128i*>(bytes), codes);
-      std::memcpy(to, bytes, static_cast<size_t>(count));
+    write(to, count, sixteen(a, b, channel));
+  }
+
+  // The same for a tile of pixels, constants loaded once: acc[p][h] has channels channel + 8 h .. of pixel p, whose first
+  // code goes to targets[p] + to.
+  template <int Pixels, int Halves>
+  inline __attribute__((always_inline)) void store_tile(uint8_t* const* targets, std::ptrdiff_t to, int channel, int count,
+                                                        __m256i (&acc)[Pixels][Halves]) const {
+    if (!vector_ || shifts_up_) {
+      for (int p = 0; p < Pixels; ++p) store(targets[p] + to, channel, count, acc[p][0], acc[p][Halves - 1]);
+      return;
+    }
+#pragma GCC unroll 2
+    for (int h = 0; h < Halves; ++h) {
+      const Constants constants(*this, channel + 8 * h);
+#pragma GCC unroll 6
+      for (int p = 0; p < Pixels; ++p) acc[p][h] = constants.scale(acc[p][h]);
+    }
+    const __m256i low = _mm256_broadcastsi128_si256(low_), high = _mm256_broadcastsi128_si256(high_);
+#pragma GCC unroll 6
+    for (int p = 0; p < Pixels; p += 2) {
+      const int q = p + 1 < Pixels ? p + 1 : p;
+      const __m256i first = _mm256_adds_epi16(_mm256_packs_epi32(acc[p][0], acc[p][Halves - 1]), zero_point_);
+      const __m256i second = _mm256_adds_epi16(_mm256_packs_epi32(acc[q][0], acc[q][Halves - 1]), zero_point_);
+      const __m256i mixed = _mm256_min_epu8(_mm256_max_epu8(_mm256_packus_epi16(first, second), low), high);
+      // packing works on 128-bit lanes: put the fours back in order
+      const __m256i codes = _mm256_permutevar8x32_epi32(mixed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+      write(targets[p] + to, count, _mm256_castsi256_si128(codes));
+      if (q != p) write(targets[q] + to, count, _mm256_extracti128_si256(codes, 1));
     }
   }
 
@@ -59,7 +79,7 @@ class Requantizer {
       a = _mm256_sllv_epi32(a, load(&up_[channel]));
       b = _mm256_sllv_epi32(b, load(&up_[channel + 8]));
     }
-    const __m256i packed = _mm256_packs_epi32(scaled(a, channel), scaled(b, channel + 8));
+    const __m256i packed = _mm256_packs_epi32(Constants(*this, channel).scale(a), Constants(*this, channel + 8).scale(b));
     const __m256i shifted = _mm256_adds_epi16(_mm256_permute4x64_epi64(packed, 0xd8), zero_point_);
     const __m128i codes = _mm_packus_epi16(_mm256_castsi256_si128(shifted), _mm256_extracti128_si256(shifted, 1));
     return _mm_min_epu8(_mm_max_epu8(codes, low_), high_);
@@ -71,15 +91,35 @@ class Requantizer {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   }
 
-  // Eight times (acc * multiplier + offset) >> shift.
-  __m256i scaled(__m256i acc, int channel) const {
-    // offset_ holds eight channels as 0 2 4 6, 1 3 5 7: what even and odd lanes need
-    const __m256i even =
-        _mm256_add_epi64(_mm256_mul_epi32(acc, load(&multiplier_[channel])), load(&offset_[channel]));
-    const __m256i odd = _mm256_add_epi64(_mm256_mul_epi32(_mm256_srli_epi64(acc, 32), load(&odd_multiplier_[channel])),
-                                         load(&offset_[channel + 4]));
-    const __m256i high = _mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xaa);
-    return _mm256_srav_epi32(high, load(&down_[channel]));
+  // The constants of eight channels.
+  struct Constants {
+    Constants(const Requantizer& r, int channel)
+        : multiplier(load(&r.multiplier_[channel])),
+          odd_multiplier(load(&r.odd_multiplier_[channel])),
+          offset(load(&r.offset_[channel])),
+          odd_offset(load(&r.offset_[channel + 4])),
+          down(load(&r.down_[channel])) {}
+
+    // Eight times (acc * multiplier + offset) >> shift.
+    __m256i scale(__m256i acc) const {
+      const __m256i even = _mm256_add_epi64(_mm256_mul_epi32(acc, multiplier), offset);
+      const __m256i odd = _mm256_add_epi64(_mm256_mul_epi32(_mm256_srli_epi64(acc, 32), odd_multiplier), odd_offset);
+      return _mm256_srav_epi32(_mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xaa), down);
+    }
+
+    __m256i multiplier, odd_multiplier, offset, odd_offset, down;
+  };
+
+  static void write(uint8_t* to, int count, __m128i codes) {
+    if (count == 16) {
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(to), codes);
+    } else if (count == 8) {
+      _mm_storel_epi64(reinterpret_cast<__m128i*>(to), codes);
+    } else {
+      alignas(16) uint8_t bytes[16];
+      _mm_store_si128(reinterpret_cast<__m128i*>(bytes), codes);
+      std::memcpy(to, bytes, static_cast<size_t>(count));
+    }
   }
 
   bool prepare(int n, int64_t bound) {
@@ -91,6 +131,7 @@ class Requantizer {
     if (n % 2 == 1) odd_multiplier_[n - 1] = epilogue_.multiplier[n];  // where vpmuldq reads it
     up_[n] = up;
     down_[n] = shift + up - 32;
+    // eight channels as 0 2 4 6, 1 3 5 7: what even and odd lanes need
     offset_[n / 8 * 8 + n % 2 * 4 + n % 8 / 2] = offset * (int64_t(1) << (up + doublings_));
     return true;
   }
