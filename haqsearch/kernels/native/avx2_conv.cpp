@@ -11,6 +11,7 @@ namespace haq::avx2 {
 namespace {
 
 constexpr int kPanelPixels = 48;
+constexpr double kLongBlock = 8;  // where int8 sums go on for so many steps, the direct way beats Winograd's
 
 int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
@@ -102,6 +103,14 @@ class Conv final : public Op {
       locate(*in, out, first * out.width + done, panel);
       multiply(panel, layout, runs);
     }
+  }
+
+  // Mean number of steps between widenings: 1 for pairs, 0 for int16 operands.
+  double steps_a_block() const {
+    double widenings = 0;
+    for (const Block& block : blocks_)
+      widenings += block.kind == Kind::kPairs ? steps_ : static_cast<double>(block.widen.size());
+    return wide_ ? 0 : steps_ * static_cast<double>(blocks_.size()) / widenings;
   }
 
   const char* method() const override {
@@ -323,6 +332,11 @@ class Conv final : public Op {
 
 }  // namespace
 
-OpPointer make_conv(const ConvSpec& spec) { return std::make_unique<Conv>(spec); }
+OpPointer make_conv(const ConvSpec& spec) {
+  auto direct = std::make_unique<Conv>(spec);
+  if (direct->steps_a_block() < kLongBlock)
+    if (OpPointer winograd = make_winograd(spec)) return winograd;
+  return direct;
+}
 
 }  // namespace haq::avx2
