@@ -73,6 +73,7 @@ class Recipe(_Section):
     weight_bits: tuple[int, ...] = Field((2, 3, 4, 5, 6, 7, 8), min_length=1)
     activation_bits: tuple[int, ...] = Field((2, 3, 4, 5, 6, 7, 8), min_length=1)
     fixed: dict[str, str] = {}
+    prune_dominated: bool = False
     max_evaluations: int = Field(150, ge=1)
     seed: int = Field(0, ge=0)
     storage: str = ""
@@ -123,6 +124,8 @@ class Recipe(_Section):
     def digest(self) -> str:
         """Digest of everything that decides which policies are proposed and what they score."""
         content = self.model_dump(mode="json", exclude=set(AFTERTHOUGHTS))
+        if not self.prune_dominated:
+            del content["prune_dominated"]  # as before there was any: runs go on
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -40,7 +40,8 @@ class Meter:
     """Prices whole policies of ``model`` on ``device`` for batches of ``batch`` samples; a ``haqsearch.spec.Costing``.
 
     Costs of a layer are computed once per choice. The device's metrics come first; size, bit operations and peak
-    activation memory, which no device changes, are added unless the device has its own idea of them.
+    activation memory, of the widths that it stores, are added unless it has its own idea of them. ``additive`` are the
+    metrics that are sums over the layers.
     """
 
     def __init__(self, device: HardwareModel, model: ModelSpec, batch: int | None = None) -> None:
@@ -49,7 +50,8 @@ class Meter:
         self._activations = memory.ActivationMemory.of(model)
         self._known: list[dict[Choice, LayerCost]] = [{} for _ in model]
         self._layer_metrics = tuple(dict.fromkeys((*device.metrics, *memory.ADDITIVE)))
-        self._additive = {*device.additive, *(m for m in memory.ADDITIVE if m not in device.metrics)}
+        self._index = {layer.name: i for i, layer in enumerate(model)}
+        self.additive = {*device.additive, *(m for m in memory.ADDITIVE if m not in device.metrics)}
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -64,7 +66,7 @@ class Meter:
         found = {}
         for metric in self._layer_metrics:
             values = [cost[metric] for cost in layers]
-            found[metric] = float(sum(values) if metric in self._additive else self.device.total(metric, values))
+            found[metric] = float(sum(values) if metric in self.additive else self.device.total(metric, values))
         if PEAK not in found:
             found[PEAK] = self._activations.peak(self.stored(policy))
         return found
@@ -84,6 +86,10 @@ class Meter:
         return [
             (layer, self._cost(i, choice)) for i, (layer, choice) in enumerate(zip(self.model, choices, strict=True))
         ]
+
+    def layer_cost(self, layer: str, choice: Choice) -> LayerCost:
+        """Cost of one layer under ``choice``, its ``size_bytes`` and ``bops`` included. Raises HardwareError as ``costs``."""
+        return self._cost(self._index[layer], choice)
 
     def _cost(self, index: int, choice: Choice) -> LayerCost:
         known = self._known[index]
@@ -105,7 +111,7 @@ class Meter:
         """
         found = {}
         for metric in self.metrics:
-            if metric in self._additive:
+            if metric in self.additive:
                 policy = self._cheapest(space, lambda i, choice, m=metric: self._cost(i, choice).values[m])  # type: ignore[misc]
             elif metric == PEAK and PEAK not in self.device.metrics:
                 # Fewer bits shrink some buffers and grow none.
@@ -122,7 +128,6 @@ class Meter:
         Layers couple only through a shared activation, so each tie is minimised alone: over the activation formats,
         the sum over its layers of the best weight format.
         """
-        index = {layer.name: i for i, layer in enumerate(self.model)}
         weights = {v.layers[0]: v.candidates for v in space.variables if v.role == "weight"}
         taken: dict[str, Choice] = {}
         for variable in space.variables:
@@ -133,7 +138,9 @@ class Meter:
                 picks = {}
                 total = 0.0
                 for name in variable.layers:
-                    priced = [(price(index[name], Choice(w, activation)), Choice(w, activation)) for w in weights[name]]
+                    priced = [
+                        (price(self._index[name], Choice(w, activation)), Choice(w, activation)) for w in weights[name]
+                    ]
                     cost, picks[name] = min(priced, key=lambda pair: pair[0])
                     total += cost
                 options.append((total, picks))
@@ -188,7 +195,7 @@ class Meter:
 
         Such weights prove that no policy meets all of them (Lagrangian duality); a policy that does ends the check.
         """
-        priced = [limit for limit in limits if limit.metric in self._additive]
+        priced = [limit for limit in limits if limit.metric in self.additive]
         if len(priced) < 2:
             return
         multipliers = [1.0 / len(priced) for _ in priced]

@@ -196,7 +196,7 @@ class Assembly:
     @cached_property
     def space(self) -> SearchSpace:
         recipe = self.recipe
-        return SearchSpace.build(
+        space = SearchSpace.build(
             self.prepared.spec,
             recipe.weight_bits,
             recipe.activation_bits,
@@ -204,6 +204,11 @@ class Assembly:
             self.device.supports,
             self.device.name,
         )
+        if not recipe.prune_dominated:
+            return space
+        from hwmodels.savings import without_dominated
+
+        return without_dominated(space, self.meter, list(dict.fromkeys(limit.metric for limit in self.limits)))
 
     @cached_property
     def problem(self) -> Problem:

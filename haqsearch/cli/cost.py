@@ -19,21 +19,36 @@ def command(
     data_root: DataRoot = None,
     json: AsJson = False,
 ) -> None:
-    """Cost of a policy on a device, in total and by layer, with what bounds each layer."""
+    """Cost of a policy on a device, in total and by layer, with what bounds each layer and where fewer bits buy nothing."""
     from json import dumps as quoted
 
     from haqsearch.cli.assemble import check_policy_widths, load_policy
+    from hwmodels.savings import savings
 
     overrides = [*(set_ or []), *([f"hardware={quoted(hardware)}"] if hardware else [])]
     assembly = assemble(recipe, overrides, data_root, results_folder(recipe))
     chosen = load_policy(policy, assembly)
     check_policy_widths(chosen, assembly)
     costs, int8 = assembly.meter.costs(chosen), assembly.meter.int8()
+    metric = "latency_s" if "latency_s" in assembly.device.metrics else assembly.meter.metrics[0]
+    idle = {saving.layer: saving for saving in savings(assembly.meter, chosen, metric)}
     layers = [
-        {"layer": layer.name, "choice": str(chosen[layer.name]), "bound": cost.bound, **cost.values}
+        {
+            "layer": layer.name,
+            "choice": str(chosen[layer.name]),
+            "bound": cost.bound,
+            "source": cost.source,
+            "buys_nothing": list(idle[layer.name].idle) if layer.name in idle else [],
+            **cost.values,
+        }
         for layer, cost in assembly.meter.layer_costs(chosen)
     ]
-    device: dict[str, Any] = {"name": assembly.device.name, "batch": assembly.device.default_batch}
+    device: dict[str, Any] = {
+        "name": assembly.device.name,
+        "summary": assembly.device.summary,
+        "draft": assembly.device.draft,
+        "batch": assembly.device.default_batch,
+    }
     if json:
         from json import dumps
 
@@ -44,18 +59,21 @@ def command(
                     "policy_digest": chosen.digest,
                     "metrics": costs,
                     "int8_metrics": int8,
+                    "buys_nothing_metric": metric,
                     "layers": layers,
                 },
                 indent=2,
             )
         )
         return
-    _print(device, costs, int8, layers)
+    _print(device, costs, int8, layers, metric)
 
 
 def _print(
-    device: dict[str, Any], costs: dict[str, float], int8: dict[str, float], layers: list[dict[str, Any]]
+    device: dict[str, Any], costs: dict[str, float], int8: dict[str, float], layers: list[dict[str, Any]], metric: str
 ) -> None:
+    from collections import Counter
+
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
@@ -64,15 +82,36 @@ def _print(
 
     console = Console(highlight=False)
     names = [name for name in costs if name in layers[0]]
-    table = Table(title=f"{device['name']}, batch {device['batch']}", box=SIMPLE_HEAD, padding=0, collapse_padding=True)
+    draft = ", a draft: names no sources" if device["draft"] else ""
+    table = Table(
+        title=f"{device['name']}, batch {device['batch']}{draft}", box=SIMPLE_HEAD, padding=0, collapse_padding=True
+    )
     table.add_column("layer", no_wrap=True)
     table.add_column("bits", no_wrap=True)
     for name in names:
         table.add_column(name.rsplit("_", 1)[0], justify="right", no_wrap=True)
     table.add_column("bound by", no_wrap=True)
+    table.add_column("idle", no_wrap=True)
     for layer in layers:
-        table.add_row(layer["layer"], layer["choice"], *[quantity(name, layer[name]) for name in names], layer["bound"])
+        shown = [quantity(name, layer[name]) for name in names]
+        table.add_row(layer["layer"], layer["choice"], *shown, layer["bound"], _idle(layer["buys_nothing"]))
     console.print(table)
     for name, value in costs.items():
         share = f" ({value / int8[name]:.3f} of int8)" if int8[name] else ""
         console.print(f"{name}: {quantity(name, value)}{share}")
+    counts = Counter(role for layer in layers for role in layer["buys_nothing"])
+    if counts:
+        console.print(
+            f"idle: fewer weight bits (w) alone save less than 1 % of {metric} in {counts['weight']} of {len(layers)} layers, "
+            f"fewer activation bits (a) in {counts['activation']}, both in {counts['both']} (-)"
+        )
+    sources = Counter(layer["source"].split()[0].rstrip(":") for layer in layers)
+    if set(sources) - {"profile"}:
+        console.print("layers: " + ", ".join(f"{count} {word}" for word, count in sources.most_common()))
+
+
+def _idle(roles: list[str]) -> str:
+    """``w``, ``a``: narrower ones alone save nothing; ``-``: not even both together do."""
+    if "both" in roles:
+        return "-"
+    return " ".join({"weight": "w", "activation": "a"}[role] for role in roles)
