@@ -15,27 +15,32 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_BLOCK = 1024  # odd denominators tried at a time
+_BLOCK = 32  # numerators, or odd denominators, tried at a time
 _LARGEST = 2**17  # denominators; beyond, the distance from a tie is below float32's error anyhow
 
 
 def odd_ratio(x: Tensor, tolerance: Tensor) -> Tensor:
     """For each positive ``x`` (N,) the ratio P / q (float64) of least odd q within ``tolerance`` (N,), relative.
 
-    About 1 / sqrt(x * tolerance) denominators have to be tried. An ``x`` for which none below 2**17 will do stays as it is.
+    An ``x`` for which no q below 2**17 will do stays as it is. The least q has the least P, so the fewer of the two are
+    gone through: numerators below 1, denominators from 1 on; about sqrt(x / tolerance) or its inverse of them.
     """
-    x = x.double()
-    best, todo = x.clone(), torch.arange(len(x))
-    for start in range(1, _LARGEST, 2 * _BLOCK):
-        if not len(todo):
-            break
-        q = torch.arange(start, start + 2 * _BLOCK, 2, dtype=torch.float64)
-        ratio = torch.round(x[todo, None] * q) / q
-        fits = ((ratio - x[todo, None]).abs() <= (tolerance * x)[todo, None]) & (ratio > 0)
+    x, tolerance = x.double(), tolerance.double()
+    best, todo, start = x.clone(), torch.arange(len(x)), 0
+    while len(todo):
+        count = torch.arange(start, start + _BLOCK, dtype=torch.float64)
+        start += _BLOCK
+        real, within = x[todo, None], tolerance[todo, None]
+        first = (
+            2 * torch.ceil(((count + 1) / (real * (1 + within)) - 1) / 2) + 1
+        )  # odd, where numerator count + 1 can begin
+        q = torch.where(real < 1, first, 2 * count + 1)
+        ratio = torch.round(real * q) / q
+        fits = ((ratio - real).abs() <= within * real) & (ratio > 0) & (q < _LARGEST)
         found = fits.any(1)
-        first = fits[found].to(torch.uint8).argmax(1, keepdim=True)
-        best[todo[found]] = ratio[found].gather(1, first)[:, 0]
-        todo = todo[~found]
+        chosen = fits[found].to(torch.uint8).argmax(1, keepdim=True)
+        best[todo[found]] = ratio[found].gather(1, chosen)[:, 0]
+        todo = todo[~found & (q[:, -1] < _LARGEST)]
     return best
 
 
