@@ -139,3 +139,27 @@ def test_compare_is_the_costs_of_every_policy_on_every_device(call, project):
     assert "cannot run at" in cells["uniform:w3a8"]["board"]["why"]
     table = call("hw", "compare", "my.toml", "--hardware", "bismo-edge", "--hardware", "bitfusion", cwd=project).out
     assert "(1.000)" in table and "bitfusion" in table
+
+
+def test_validate_writes_rows_table_and_scatter_plot(call, tmp_path):
+    result = call("hw", "validate", "cortex-m7", "--out", "out", "--json", cwd=tmp_path)
+    assert result.code == 0, result.err
+    found = json.loads(result.out)
+    assert found["held"] and {s["set"] for s in found["sets"]} == {"stm32h7_convolutions", "stm32h7_depthwise"}
+    assert all(row["error"] == row["predicted"] / row["published"] - 1 for row in found["rows"])
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "validation.csv", "validation.md", "validation.html",
+    }  # fmt: skip
+    page = (tmp_path / "out" / "validation.html").read_text()
+    assert "stm32h7_depthwise" in page and "default-src 'none'" in page
+    table = call("hw", "validate", "cortex-m7", cwd=tmp_path).out
+    assert "held   stm32h7_depthwise cortex-m7 latency_s: max <= 2%" in table
+
+
+def test_validate_says_by_its_exit_code_that_a_target_is_missed(call, tmp_path, monkeypatch):
+    from hwmodels import validate
+
+    monkeypatch.setattr(validate, "TARGETS", (validate.Target("stm32h7_depthwise", "max", 1e-6),))
+    result = call("hw", "validate", "stm32h7_depthwise", cwd=tmp_path)
+    assert result.code == 1 and "MISSED stm32h7_depthwise" in result.out
+    assert call("hw", "validate", "cortex-m9", cwd=tmp_path).code == 2

@@ -1,0 +1,291 @@
+"""Times the integer kernels of this machine, layer by layer, for a table that is laid over an analytic model.
+
+A layer is what its weights need, and the operations without weights that follow it (an add, a pool, a rescaling); the first
+layer also has what a call costs: the input quantized, the output handed over. An operation is timed in a program that holds
+it many times over, less the program that holds it once: what is left is the operation alone, warm, without any call.
+
+Time on a machine that others use is noisy. The two programs alternate; runs go on until the quartiles of their difference
+are close together, or the patience is at an end, and a cell that stayed noisy is counted. A sentinel, the first program,
+is timed again after every few cells: where it has drifted - another clock, a busy neighbour - those cells are timed anew.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import median, quantiles
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from haqsearch.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from haqsearch.runtime import Instruction, IntegerProgram
+
+_CELL_S = 1e-3  # of a run that holds an operation many times over
+_MOST_COPIES = 256
+_DRIFT = 0.10  # of the sentinel, that cells are believed at
+_BLOCK = 16  # cells between two looks at the sentinel
+_TRIES = 3  # at a block whose sentinel drifted
+
+
+@dataclass(frozen=True)
+class Patience:
+    """When a timing is good enough: at least ``least`` runs, until the quartile spread over the median is within ``spread``,
+    at most ``most`` runs or ``seconds``."""
+
+    least: int = 7
+    most: int = 61
+    spread: float = 0.05
+    seconds: float = 0.5
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one run: median, least, the distance of the quartiles over the median, and how many runs."""
+
+    median_s: float
+    least_s: float
+    spread: float
+    repeats: int
+
+    @property
+    def relative(self) -> float:
+        """Spread; of nothing, none."""
+        return self.spread
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A layer at a width pair, for ``batch`` samples. ``quiet``: every operation's spread was within the patience's."""
+
+    layer: str
+    weight_bits: int
+    activation_bits: int
+    batch: int
+    median_s: float
+    least_s: float
+    repeats: int
+    quiet: bool
+
+
+@dataclass
+class Report:
+    """What happened while cells were measured: how many were noisy, how far the sentinel drifted at worst, which blocks had
+    to be measured again, and operations that were not timed."""
+
+    noisy: int = 0
+    drift: float = 0.0
+    again: int = 0
+    not_timed: set[str] = field(default_factory=set)
+
+
+def time_calls(calls: Sequence[Callable[[], object]], patience: Patience) -> list[list[float]]:
+    """Seconds of runs of each of ``calls``, which take turns, every other time in reverse order."""
+    for call in calls:
+        call()
+    taken: list[list[float]] = [[] for _ in calls]
+    turns, end = list(range(len(calls))), perf_counter() + patience.seconds
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        while len(taken[0]) < patience.most:
+            for i in turns:
+                start = perf_counter()
+                calls[i]()
+                taken[i].append(perf_counter() - start)
+            turns.reverse()
+            if len(taken[0]) >= patience.least:
+                if all(spread(times) <= patience.spread for times in taken) or perf_counter() > end:
+                    break
+    finally:
+        if collecting:
+            gc.enable()
+    return taken
+
+
+def spread(values: Sequence[float]) -> float:
+    """Distance of the quartiles over the median."""
+    low, middle, high = quantiles(values, n=4)
+    return (high - low) / middle if middle > 0 else 0.0
+
+
+def time_call(call: Callable[[], object], patience: Patience | None = None) -> Timing:
+    """One call, on its own."""
+    (taken,) = time_calls([call], patience or Patience())
+    return Timing(median(taken), min(taken), spread(taken), len(taken))
+
+
+class Stopwatch:
+    """Times operations of programs on ``backend``, batches of ``batch``; the same operation once for all programs."""
+
+    def __init__(self, backend: str, batch: int = 1, patience: Patience | None = None) -> None:
+        self.backend, self.batch, self.patience = backend, batch, patience or Patience()
+        self._known: dict[Any, Timing] = {}
+        self.not_timed: set[str] = set()
+
+    def program(self, program: IntegerProgram) -> Callable[[], object]:
+        """One run of ``program`` on random inputs."""
+        import torch
+
+        from haqsearch.runtime import run_codes
+
+        shape = program.tensors[program.input].shape or ()
+        x = torch.randn((self.batch, *shape), generator=torch.Generator().manual_seed(0))
+        return lambda: run_codes(program, x, self.backend)
+
+    def call(self, program: IntegerProgram) -> Timing:
+        """What a call costs that does nothing but quantize the input and hand it over."""
+        key = ("call", program.tensors[program.input].shape)
+        if key not in self._known:
+            first = next(step for step in program.instructions if step.op == "quantize")
+            alone = replace(program, instructions=(first,), output=first.outputs[0])
+            self._known[key] = time_call(self.program(alone), self.patience)
+        return self._known[key]
+
+    def operation(self, program: IntegerProgram, step: Instruction) -> Timing:
+        """Seconds of the instruction ``step`` alone; zero, and a note, of one whose inputs have different shapes."""
+        key = _alike(program, step)
+        if key not in self._known:
+            shapes = {program.tensors[name].shape for name in step.inputs}
+            if len(shapes) > 1 or step.op in ("quantize", "dequantize", "float"):
+                self.not_timed.add(step.op)
+                self._known[key] = Timing(0.0, 0.0, 0.0, 0)
+            else:
+                self._known[key] = self._difference(program, step)
+        return self._known[key]
+
+    def forget(self, keys: Sequence[Any]) -> None:
+        """Time these operations anew when they are next asked for."""
+        for key in keys:
+            self._known.pop(key, None)
+
+    @property
+    def keys(self) -> set[Any]:
+        """Operations that have been timed."""
+        return set(self._known)
+
+    def _difference(self, program: IntegerProgram, step: Instruction) -> Timing:
+        once = self.program(repeated(program, step, 1))
+        few = 9
+        rough = time_calls([once, self.program(repeated(program, step, few))], Patience(3, 3))
+        one_s = max((min(rough[1]) - min(rough[0])) / (few - 1), 1e-7)
+        copies = int(min(max(_CELL_S / one_s, 4), _MOST_COPIES))
+        taken = time_calls([once, self.program(repeated(program, step, 1 + copies))], self.patience)
+        middle, least = ((f(taken[1]) - f(taken[0])) / copies for f in (median, min))
+        return Timing(max(middle, 1e-9), max(least, 1e-9), spread(taken[1]), len(taken[1]))
+
+
+def repeated(program: IntegerProgram, step: Instruction, times: int) -> IntegerProgram:
+    """A program that quantizes its input into every input of ``step`` and then runs ``step`` so many ``times``."""
+    from haqsearch.runtime import Instruction, IntegerProgram, TensorInfo
+    from haqsearch.spec import FLOAT32
+
+    source = "input:float32"
+    tensors = {source: TensorInfo(source, program.tensors[step.inputs[0]].shape, FLOAT32)}
+    constants = {key: value for key, value in program.constants.items() if key.startswith(f"{step.name}.")}
+    instructions = []
+    for name in dict.fromkeys(step.inputs):
+        tensors[name] = program.tensors[name]
+        instructions.append(Instruction("quantize", f"quantize {name}", (source,), (name,)))
+    for i in range(times):
+        names = {name: f"{name}#{i}" for name in step.outputs}
+        for name, copy in names.items():
+            tensors[copy] = replace(program.tensors[name], name=copy)
+            for kind in ("multiplier", "shift", "offset"):
+                if f"{name}.{kind}" in program.constants:
+                    constants[f"{copy}.{kind}"] = program.constants[f"{name}.{kind}"]
+        instructions.append(replace(step, outputs=tuple(names.values())))
+    output = f"{step.outputs[-1]}#{times - 1}"
+    return IntegerProgram(f"{step.name} x {times}", tuple(instructions), tensors, constants, source, output)
+
+
+def by_layer(program: IntegerProgram) -> dict[str, list[Instruction]]:
+    """Every layer's instructions: its own, and those without weights behind it (those before the first layer: its)."""
+    found: dict[str, list[Instruction]] = {}
+    waiting: list[Instruction] = []
+    layer = ""
+    for step in program.instructions:
+        layer = step.layer or layer
+        if not layer:
+            waiting.append(step)
+            continue
+        found.setdefault(layer, []).append(step)
+    if found:
+        first = next(iter(found))
+        found[first] = [*waiting, *found[first]]
+    return found
+
+
+def measure(
+    programs: Mapping[tuple[int, int], Callable[[], IntegerProgram]],
+    model: ModelSpec,
+    watch: Stopwatch,
+    done: set[tuple[str, int, int]] | None = None,
+    report: Report | None = None,
+) -> Iterator[list[Cell]]:
+    """Time every layer of ``model`` at every width pair of ``programs`` that is not ``done``, in blocks of cells.
+
+    ``programs`` gives the network's integer program at one pair of widths everywhere. Pairs alternate in direction, so that
+    a machine that slows down does not slow the wide ones alone.
+    """
+    done, report = done or set(), report if report is not None else Report()
+    sentinel: Callable[[], object] | None = None
+    reference = 0.0
+    for pair, make in programs.items():
+        names = [layer.name for layer in model.quantizable if (layer.name, *pair) not in done]
+        if not names:
+            continue
+        program = make()
+        steps = by_layer(program)
+        if sentinel is None:
+            sentinel = watch.program(program)
+            reference = time_call(sentinel, watch.patience).least_s
+        for start in range(0, len(names), _BLOCK):
+            for attempt in range(_TRIES):
+                known = watch.keys
+                cells = [_cell(watch, program, steps, name, pair) for name in names[start : start + _BLOCK]]
+                drift = time_call(sentinel, watch.patience).least_s / reference - 1
+                if drift < -_DRIFT:
+                    reference *= 1 + drift  # the machine has become quieter than it was at the start
+                if abs(drift) <= _DRIFT or attempt == _TRIES - 1:
+                    break
+                report.again += 1
+                watch.forget(list(watch.keys - known))
+            report.drift = max(report.drift, abs(drift))
+            report.noisy += sum(not cell.quiet for cell in cells)
+            report.not_timed |= watch.not_timed
+            yield cells
+
+
+def _cell(
+    watch: Stopwatch, program: IntegerProgram, steps: Mapping[str, list[Instruction]], name: str, pair: tuple[int, int]
+) -> Cell:
+    first = next(iter(steps)) == name
+    timings = [watch.operation(program, step) for step in steps[name] if step.op not in ("quantize", "dequantize")]
+    timings += [watch.call(program)] if first else []
+    quiet = all(timing.spread <= watch.patience.spread for timing in timings)
+    return Cell(
+        name,
+        *pair,
+        watch.batch,
+        sum(t.median_s for t in timings),
+        sum(t.least_s for t in timings),
+        min((t.repeats for t in timings if t.repeats), default=0),
+        quiet,
+    )
+
+
+def _alike(program: IntegerProgram, step: Instruction) -> Any:
+    """What operations have in common that take the same time: kind, attributes, shapes, formats and ranges of codes."""
+    infos = [program.tensors[name] for name in (*step.inputs, *step.outputs)]
+    weight = program.constants.get(f"{step.name}.weight")
+    attributes = {key: str(value) for key, value in step.attributes.items() if key not in ("bound", "multipliers")}
+    return (
+        step.op,
+        tuple(sorted(attributes.items())),
+        tuple((info.shape, str(info.format)) for info in infos),
+        tuple(weight.shape) if weight is not None else (),
+        str(step.weight_format),
+    )
