@@ -4,7 +4,11 @@
 
 namespace haq {
 
+OpPointer avx2_binary(const ConvSpec&);
 OpPointer avx2_linear(const ConvSpec&);
+OpPointer avx2_weighted_sum(const SumSpec&);
+OpPointer avx2_average(const PoolSpec&);
+OpPointer avx2_maximum(const PoolSpec&);
 
 namespace {
 
@@ -12,6 +16,16 @@ bool available() { return __builtin_cpu_supports("avx2") && __builtin_cpu_suppor
 
 }  // namespace
 
-const Kernels kAvx2 = {"avx2", available, avx2::make_conv, nullptr, nullptr, avx2_linear};
+const Kernels kAvx2 = {
+    "avx2",
+    available,
+    avx2::make_conv,
+    nullptr,
+    avx2_binary,
+    avx2_linear,
+    avx2_weighted_sum,
+    avx2_average,
+    avx2_maximum,
+};
 
 }  // namespace haq

@@ -4,7 +4,11 @@
 namespace haq {
 
 OpPointer avx512_conv(const ConvSpec&);
+OpPointer avx512_binary(const ConvSpec&);
 OpPointer avx512_linear(const ConvSpec&);
+OpPointer avx512_weighted_sum(const SumSpec&);
+OpPointer avx512_average(const PoolSpec&);
+OpPointer avx512_maximum(const PoolSpec&);
 
 namespace {
 
@@ -16,6 +20,16 @@ bool available() {
 
 }  // namespace
 
-const Kernels kAvx512 = {"avx512", available, avx512_conv, nullptr, nullptr, avx512_linear};
+const Kernels kAvx512 = {
+    "avx512",
+    available,
+    avx512_conv,
+    nullptr,
+    avx512_binary,
+    avx512_linear,
+    avx512_weighted_sum,
+    avx512_average,
+    avx512_maximum,
+};
 
 }  // namespace haq
