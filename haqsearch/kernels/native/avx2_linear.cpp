@@ -90,12 +90,9 @@ class Planes {
     alignas(32) uint16_t wide[kWords][2][2][16] = {};
     for (int k = 0; k < steps; k += kWide) {
       Bytes sums[kWords];
-      const int count = std::min(kWide, steps - k);
-      if (count == kWide) {
-        for (int i = 0; i < kWide; ++i) look_up(weight + (k + i) * kStepBytes, tables + (k + i) * kTable, sums);
-      } else {
-        for (int i = 0; i < count; ++i) look_up(weight + (k + i) * kStepBytes, tables + (k + i) * kTable, sums);
-      }
+      const int last = std::min(k + kWide, steps);
+#pragma GCC unroll 1  // unrolled, gcc 12 puts the additions off and spills
+      for (int i = k; i < last; ++i) look_up(weight + i * kStepBytes, tables + i * kTable, sums);
       for (int word = 0; word < kWords; ++word) {
         widen(sums[word].low, wide[word][0]);
         widen(sums[word].high, wide[word][1]);
