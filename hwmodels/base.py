@@ -151,11 +151,12 @@ class CostTable:
             raise IndexError(f"choice index outside 0..{len(self.choices) - 1}")
         offsets = np.arange(len(self.layers)) * len(self.choices)
         sums = {metric: np.empty(len(columns)) for metric in metrics or self.values}
-        block = 8192  # policies at a time, so that the gathered values stay in the cache
+        ones = np.ones(len(self.layers))  # a product with them sums faster than sum() does along the last axis
+        block = 2048  # policies at a time, so that the gathered values stay in the cache
         for start in range(0, len(columns), block):
             cells = columns[start : start + block] + offsets
             for metric, out in sums.items():
-                self.values[metric].ravel().take(cells).sum(axis=1, out=out[start : start + block])
+                np.dot(self.values[metric].ravel().take(cells), ones, out=out[start : start + block])
         return sums
 
     def rows(self) -> Iterator[dict[str, str | float]]:

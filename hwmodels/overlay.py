@@ -11,7 +11,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import exp, log, log2
 from typing import Any
@@ -129,7 +129,9 @@ class Measured(HardwareModel):
         known = self._known.get(Loops.of(layer).kind)
         if known is None or Shape.of(layer) is None:
             return _Ratio(1.0, f"extrapolated: {self.table_rows.where} has no row of this operation")
-        return known.at(self._features(layer, choice), batch, self.table_rows.where)
+        point = tuple(self._features(layer, choice))
+        # The very layer at other widths says more than any other: it also has the operations that follow it there.
+        return known.of_layer(self.network, layer.name).at(point, batch, self.table_rows.where)
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,8 @@ class _Ratios:
     points: np.ndarray
     logs: np.ndarray
     batches: np.ndarray
+    found: dict[tuple[tuple[float, ...], int], _Ratio] = field(default_factory=dict, compare=False)
+    layers: dict[tuple[str, str], _Ratios] = field(default_factory=dict, compare=False)
 
     @classmethod
     def of(cls, entries: Sequence[tuple[Row, list[float], float]]) -> _Ratios:
@@ -153,10 +157,26 @@ class _Ratios:
         return cls(rows, np.array(points), np.array(logs), np.array([float(row.batch) for row in rows]))
 
     def without(self, drop: Callable[[Row], bool]) -> _Ratios:
-        kept = [i for i, row in enumerate(self.rows) if not drop(row)]
-        return _Ratios(tuple(self.rows[i] for i in kept), self.points[kept], self.logs[kept], self.batches[kept])
+        return self._only([i for i, row in enumerate(self.rows) if not drop(row)])
 
-    def at(self, point: Sequence[float], batch: int, where: str) -> _Ratio:
+    def of_layer(self, network: str, layer: str) -> _Ratios:
+        """Only the rows that name this layer of this network, if there are several; otherwise all."""
+        if network and (network, layer) not in self.layers:
+            kept = [i for i, row in enumerate(self.rows) if (row.network, row.layer) == (network, layer)]
+            self.layers[network, layer] = self._only(kept) if len(kept) > 1 else self
+        return self.layers.get((network, layer), self)
+
+    def _only(self, kept: Sequence[int]) -> _Ratios:
+        places = list(kept)
+        return _Ratios(tuple(self.rows[i] for i in places), self.points[places], self.logs[places], self.batches[places])
+
+    def at(self, point: tuple[float, ...], batch: int, where: str) -> _Ratio:
+        """Ratio at ``point`` for a batch; kept, because layers of a network repeat."""
+        if (point, batch) not in self.found:
+            self.found[point, batch] = self._kriged(point, batch, where)
+        return self.found[point, batch]
+
+    def _kriged(self, point: Sequence[float], batch: int, where: str) -> _Ratio:
         """Ordinary kriging over the nearest rows, of those measured at the nearest batch.
 
         Correlation falls off as exp(-distance / CORRELATED); repeated measurements of one shape are told apart as noise.
