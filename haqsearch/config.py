@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from haqsearch.errors import HaqError, RecipeError
 from haqsearch.spec import Budget, Choice
+from haqsearch.spec.ptq import ptq_steps
 
 # Keys that may change in a run folder: they decide neither which policies are proposed nor what they score.
 AFTERTHOUGHTS = ("qat", "storage", "max_evaluations")
@@ -34,9 +35,22 @@ class SplitSettings(_Section):
 class PtqSettings(_Section):
     """Post-training quantization. ``plain``: least-squared-error ranges and nearest rounding. ``fast``: weights rounded, once
     per layer and width, so that the layer's output stays close, with bias correction; better below 6 bits. ``accurate``: the
-    search as ``fast``, the chosen policies rounded once more in network order, against the inputs they really get."""
+    search as ``fast``, the chosen policies rounded once more in network order, against the inputs they really get.
+
+    ``steps``: in place of a preset, the steps of ``haqsearch.spec.ptq`` one by one."""
 
     preset: Literal["plain", "fast", "accurate"] = "plain"
+    steps: tuple[str, ...] = ()
+
+    @field_validator("steps")
+    @classmethod
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return ptq_steps("plain", value) if value else value
+
+    @property
+    def pipeline(self) -> tuple[str, ...]:
+        """The steps to be done, in order."""
+        return ptq_steps(self.preset, self.steps)
 
 
 class QatSettings(_Section):
@@ -124,8 +138,10 @@ class Recipe(_Section):
     def digest(self) -> str:
         """Digest of everything that decides which policies are proposed and what they score."""
         content = self.model_dump(mode="json", exclude=set(AFTERTHOUGHTS))
+        if not self.ptq.steps:
+            del content["ptq"]["steps"]  # as before there were any: runs go on
         if not self.prune_dominated:
-            del content["prune_dominated"]  # as before there was any: runs go on
+            del content["prune_dominated"]  # likewise
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -162,7 +162,7 @@ class Assembly:
     def prepared(self) -> Prepared:
         from haqsearch.evaluate import prepare_network
 
-        return prepare_network(self.network, self.splits, self.model_name, self.recipe.ptq.preset, self.out)
+        return prepare_network(self.network, self.splits, self.model_name, self.recipe.ptq.pipeline, self.out)
 
     @cached_property
     def weights_digest(self) -> str:

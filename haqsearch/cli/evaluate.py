@@ -59,6 +59,6 @@ def command(
 
 def _prepared(assembly: Assembly, policy: Policy) -> Prepared:
     """The network with the weights the recipe's preset gives a chosen policy."""
-    if assembly.recipe.ptq.preset == "accurate":
+    if "in_order" in assembly.recipe.ptq.pipeline:
         return assembly.prepared.in_order(policy, assembly.splits.calibrate[0])
     return assembly.prepared

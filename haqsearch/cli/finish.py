@@ -68,7 +68,7 @@ class Finisher:
 
     def _prepared(self, policy: Policy, what: str) -> Prepared:
         a = self.assembly
-        if a.recipe.ptq.preset != "accurate":
+        if "in_order" not in a.recipe.ptq.pipeline:
             return a.prepared
         if policy.digest not in self._rounded:
             self.say(f"rounding {what} in network order: {policy.digest}")

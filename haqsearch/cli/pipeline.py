@@ -74,7 +74,7 @@ class Run:
         self._same_recipe()
         with self.clock.stage("prepare", self.began):
             self._prepare()
-        if self.assembly.recipe.ptq.preset != "plain":
+        if self._rounds_slowly:
             with self.clock.stage("round_weights"):
                 self._round_weights()
         with self.clock.stage("search"):
@@ -84,6 +84,10 @@ class Run:
         candidates, baseline, finished_baseline = self._finish(records)
         with self.clock.stage("report"):
             return self._report(records, candidates, baseline, finished_baseline)
+
+    @property
+    def _rounds_slowly(self) -> bool:
+        return {"reconstruct", "adaround"} & set(self.assembly.recipe.ptq.pipeline) != set()
 
     # -- stages ---------------------------------------------------------------------------------------------------
 

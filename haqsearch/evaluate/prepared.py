@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -13,12 +13,14 @@ from haqsearch.evaluate.weights import WeightBank
 from haqsearch.graph import Graph, model_spec, trace
 from haqsearch.graph.plan import Plan, make_plan
 from haqsearch.graph.ranges import CalibratedRanges, calibrate
-from haqsearch.ptq import prepare
+from haqsearch.ptq.pipeline import Pipeline
 from haqsearch.ptq.sequential import reconstruct_in_order
 from haqsearch.qat import Finetuned
 from haqsearch.quant import QWeight
 from haqsearch.runtime import IntegerProgram, lower
+from haqsearch.runtime.pieces import Memo
 from haqsearch.spec import Format, ModelSpec, Policy
+from haqsearch.spec.ptq import PTQ_PRESETS
 
 _BATCH = 128
 
@@ -32,32 +34,43 @@ class Prepared:
     plan: Plan
     ranges: CalibratedRanges
     weight: Callable[[str, Format], QWeight]
+    memo: Memo = field(default_factory=Memo, repr=False, compare=False)
 
     def lower(self, policy: Policy) -> IntegerProgram:
         """Integer program of ``policy``; a changed layer re-quantizes only itself."""
-        return lower(self.graph, policy, self.ranges, self.weight, self.plan)
+        return lower(self.graph, policy, self.ranges, self.weight, self.plan, self.memo)
 
     def in_order(self, policy: Policy, inputs: Tensor) -> Prepared:
         """The same network with the weights of ``policy`` reconstructed in network order from ``inputs`` (N, ...)."""
         weights = reconstruct_in_order(self.graph, self.plan, policy, self.ranges, inputs)
-        return replace(self, weight=lambda layer, _: weights[layer])
+        return replace(self, weight=lambda layer, _: weights[layer], memo=Memo())
 
     def finetuned(self, tuned: Finetuned) -> Prepared:
         """The same network as training left it: other parameters, their integer weights, moved activation scales."""
         ranges = self.ranges.scaled(tuned.factors)
         plan = make_plan(tuned.graph)
-        return replace(self, graph=tuned.graph, plan=plan, ranges=ranges, weight=lambda layer, _: tuned.weights[layer])
+        weights = tuned.weights
+        return replace(
+            self, graph=tuned.graph, plan=plan, ranges=ranges, weight=lambda layer, _: weights[layer], memo=Memo()
+        )
 
 
 def prepare_network(
-    model: nn.Module, splits: Splits, name: str, preset: str = "plain", folder: Path | None = None
+    model: nn.Module,
+    splits: Splits,
+    name: str,
+    steps: Sequence[str] = PTQ_PRESETS["plain"],
+    folder: Path | None = None,
 ) -> Prepared:
-    """Trace ``model``, fold it, and calibrate on the calibrate split in one pass. Errors as of ``trace`` and ``calibrate``.
+    """Trace ``model``, do the graph ``steps`` (of ``haqsearch.spec.ptq``), and calibrate on the calibrate split, in one pass.
 
-    ``preset`` and ``folder`` as of ``WeightBank``.
+    Errors as of ``trace``, ``calibrate`` and ``Pipeline``. ``folder`` as of ``WeightBank``. Where weights are kept there, or
+    where ``in_order`` makes those of the chosen policies, statistics for rounding are collected when first asked for.
     """
     inputs = splits.calibrate[0]
-    graph = prepare(trace(model, inputs[:2], name))
-    spec = model_spec(graph)
-    ranges = calibrate(graph, inputs.split(_BATCH))
-    return Prepared(graph, spec, make_plan(graph), ranges, WeightBank(graph, preset, inputs, folder))
+    pipeline = Pipeline(trace(model, inputs[:2], name), steps)
+    graph = pipeline.graph
+    bank = WeightBank(pipeline, inputs, folder)
+    later = bank.made or "in_order" in steps
+    ranges = calibrate(graph, inputs.split(_BATCH), *([] if later else [pipeline.observe]))
+    return Prepared(graph, model_spec(graph), make_plan(graph), ranges, bank)

@@ -11,52 +11,43 @@ import torch
 from torch import Tensor
 
 from haqsearch.files import replacing
-from haqsearch.graph import Graph
-from haqsearch.ptq.reconstruct import VERSION, InputStatistics, input_statistics, reconstruct_weight
-from haqsearch.quant import QWeight, quantize_weight
+from haqsearch.ptq.pipeline import Pipeline
+from haqsearch.quant import QWeight
 from haqsearch.spec import Format
 
 _BATCH = 128
 
 
 class WeightBank:
-    """What a layer's weights are in a format: called with (layer, format), it gives a QWeight.
+    """What a layer's weights are in a format: called with (layer, format), it gives a QWeight, made by ``pipeline``.
 
-    preset     ``plain``: nearest rounding; any other: reconstruction from the statistics of ``inputs``
-    inputs     calibration inputs (N, ...), looked at when the first weight is reconstructed
-    folder     where ``prepare`` keeps reconstructed weights, one file a format; found there again as long as the network, the
-               inputs and the method are the same
+    inputs     calibration inputs (N, ...), which the pipeline's statistics are of
+    folder     where ``prepare`` keeps weights whose rounding takes long, one file a format; found there again as long as the
+               network, the inputs and the method are the same
     """
 
-    def __init__(self, graph: Graph, preset: str, inputs: Tensor, folder: Path | None = None) -> None:
-        self.preset, self.inputs = preset, inputs
-        self.graph = graph
-        self.nodes = {node.layer: node for node in graph.layers}
+    def __init__(self, pipeline: Pipeline, inputs: Tensor, folder: Path | None = None) -> None:
+        self.pipeline, self.inputs = pipeline, inputs
         self.made: dict[tuple[str, Format], QWeight] = {}
-        self.folder = folder / "ptq" / self._digest if folder and preset != "plain" else None
+        self.folder = folder / "ptq" / self._digest if folder and pipeline.is_slow else None
         for file in sorted(self.folder.glob("*.safetensors")) if self.folder and self.folder.is_dir() else ():
             self.made.update(_read(file))
 
     @cached_property
     def _digest(self) -> str:
-        content = hashlib.sha256(f"{VERSION} {self.graph.digest} {tuple(self.inputs.shape)}".encode())
+        content = hashlib.sha256(
+            f"{self.pipeline.version} {self.pipeline.graph.digest} {tuple(self.inputs.shape)}".encode()
+        )
         content.update(self.inputs.contiguous().numpy().tobytes())
         return content.hexdigest()[:16]
-
-    @cached_property
-    def statistics(self) -> Mapping[str, InputStatistics]:
-        return input_statistics(self.graph, self.inputs.split(_BATCH))
 
     def __call__(self, layer: str, format: Format) -> QWeight:
         """Integer weights of ``layer`` in ``format``. Raises DataError if the weights are not finite."""
         key = (layer, format)
         if key not in self.made:
-            node = self.nodes[layer]
-            weight, where = self.graph.parameters[node.weight], f"layer {layer}"
-            if self.preset == "plain":
-                self.made[key] = quantize_weight(weight, format, where)
-            else:
-                self.made[key] = reconstruct_weight(weight, format, self.statistics[layer], where, bool(node.bias))
+            if self.pipeline.needs_data:
+                self.pipeline.collect(self.inputs.split(_BATCH))
+            self.made[key] = self.pipeline.weight(layer, format)
         return self.made[key]
 
     def prepare(self, pairs: Iterable[tuple[str, Format]], say: Callable[[str], None] = lambda text: None) -> None:

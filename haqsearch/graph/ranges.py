@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 import torch
@@ -35,9 +35,11 @@ class CalibratedRanges:
         plan: Plan,
         observers: dict[str, HistogramObserver],
         factors: Mapping[tuple[str, Format], float] | None = None,
+        source: Callable[[str, Format], float] = lambda value, format: 1.0,
     ) -> None:
-        self.plan, self.observers, self.factors = plan, observers, dict(factors or {})
+        self.plan, self.observers, self.factors, self.source = plan, observers, dict(factors or {}), source
         self._cache: dict[tuple[str, Format], QParams] = {}
+        self._least: dict[tuple[str, Format], QParams] = {}
         streams = [
             observers[name].mse(STREAM).scale
             for name, slots in plan.slots.items()
@@ -46,24 +48,39 @@ class CalibratedRanges:
         self.unit = min(streams, default=1.0) / _STEPS
 
     def params(self, value: str, format: Format) -> QParams:
-        """Quantization of ``value`` (an arithmetic node): least squared error; the output keeps twice its range."""
+        """Quantization of ``value`` (an arithmetic node): ``factor`` times the scale of least squared error."""
         key = (value, format)
         if key not in self._cache:
-            self._cache[key] = self._place(value, format)
+            self._cache[key] = self.placed(value, format, self.factor(value, format))
         return self._cache[key]
+
+    def factor(self, value: str, format: Format) -> float:
+        """What the scale of least squared error is multiplied by: what was set, or else what ``source`` says."""
+        return self.factors[value, format] if (value, format) in self.factors else self.source(value, format)
 
     def scaled(self, factors: Mapping[tuple[str, Format], float]) -> CalibratedRanges:
         """The same ranges with the scales of some (value, format) multiplied by a factor (learned in training)."""
-        return CalibratedRanges(self.plan, self.observers, factors)
+        moved = {key: self.factor(*key) * factor for key, factor in factors.items()}
+        return CalibratedRanges(self.plan, self.observers, {**self.factors, **moved}, self.source)
 
-    def _place(self, value: str, format: Format) -> QParams:
+    def chosen_by(self, source: Callable[[str, Format], float]) -> CalibratedRanges:
+        """The same ranges with factors from ``source``, asked once for each (value, format) that is used."""
+        return CalibratedRanges(self.plan, self.observers, self.factors, source)
+
+    def placed(self, value: str, format: Format, factor: float = 1.0) -> QParams:
+        """Quantization of ``value`` at ``factor`` times the scale of least squared error, but for what keeps ties away.
+
+        The output keeps twice its range, whatever the factor.
+        """
         observer = self.observers[value]
         if format == OUTPUT:
             limit = _OUTPUT_HEADROOM * max(abs(observer.minimum), abs(observer.maximum))
             return affine_params(-limit, limit, format)
-        best = observer.mse(format)
-        if (value, format) in self.factors:
-            best = _rescaled(best, best.scale * self.factors[value, format])
+        if (value, format) not in self._least:
+            self._least[value, format] = observer.mse(format)
+        best = self._least[value, format]
+        if factor != 1.0:
+            best = _rescaled(best, best.scale * factor)
         node = self.plan.graph[value]
         if "stream" in self.plan.slots[value]:
             unit = self.unit if format == STREAM else self.params(value, STREAM).scale / _STEPS
@@ -87,8 +104,11 @@ def _rescaled(params: QParams, scale: float) -> QParams:
     return QParams(format, scale, min(max(round(-low / scale), format.code_min), format.code_max))
 
 
-def calibrate(graph: Graph, batches: Iterable[Tensor]) -> CalibratedRanges:
-    """Observe every value that is quantized anywhere, in one pass. Raises DataError on NaN, infinity or no data."""
+def calibrate(graph: Graph, batches: Iterable[Tensor], *others: Callable[[Node, Tensor], None]) -> CalibratedRanges:
+    """Observe every value that is quantized anywhere, in one pass. Raises DataError on NaN, infinity or no data.
+
+    ``others`` are called with every node and its value in the same pass.
+    """
     plan = make_plan(graph)
     observers = {
         n.name: HistogramObserver(n.name)
@@ -99,6 +119,8 @@ def calibrate(graph: Graph, batches: Iterable[Tensor]) -> CalibratedRanges:
     def observe(node: Node, value: Tensor) -> None:
         if node.name in observers:
             observers[node.name].update(value)
+        for other in others:
+            other(node, value)
 
     seen = 0
     with torch.no_grad():

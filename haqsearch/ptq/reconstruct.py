@@ -45,30 +45,40 @@ class InputStatistics:
     covariance: Tensor
 
 
-def input_statistics(graph: Graph, batches: Iterable[Tensor], seed: int = 0) -> dict[str, InputStatistics]:
-    """Statistics of every layer's input, by layer name, in one float pass over ``batches``."""
-    generator = torch.Generator().manual_seed(seed)
-    readers: dict[str, list[Node]] = {}
-    for node in graph.layers:
-        readers.setdefault(node.inputs[0], []).append(node)
-    sums: dict[str, tuple[Tensor, Tensor, int]] = {}
+class StatisticsCollector:
+    """Collects the statistics of every layer's input; an ``observe`` of ``run_float``."""
 
-    def observe(node: Node, value: Tensor) -> None:
-        for layer in readers.get(node.name, ()):
-            rows = layer_rows(layer, graph.parameters[layer.weight], value, generator)  # (G, rows, K)
-            total, square, count = sums.get(layer.layer, (0.0, 0.0, 0))
+    def __init__(self, graph: Graph, seed: int = 0) -> None:
+        self.graph, self.generator = graph, torch.Generator().manual_seed(seed)
+        self.readers: dict[str, list[Node]] = {}
+        for node in graph.layers:
+            self.readers.setdefault(node.inputs[0], []).append(node)
+        self.sums: dict[str, tuple[Tensor, Tensor, int]] = {}
+
+    def __call__(self, node: Node, value: Tensor) -> None:
+        for layer in self.readers.get(node.name, ()):
+            rows = layer_rows(layer, self.graph.parameters[layer.weight], value, self.generator)  # (G, rows, K)
+            total, square, count = self.sums.get(layer.layer, (0.0, 0.0, 0))
             total = total + rows.sum(1).double()
             square = square + (rows.transpose(1, 2) @ rows).double()
-            sums[layer.layer] = (total, square, count + rows.shape[1])
+            self.sums[layer.layer] = (total, square, count + rows.shape[1])
 
+    def statistics(self) -> dict[str, InputStatistics]:
+        """By layer name, of what was seen so far."""
+        found = {}
+        for name, (total, square, count) in self.sums.items():
+            mean = total / count
+            found[name] = InputStatistics(mean, square / count - mean[:, :, None] * mean[:, None, :])
+        return found
+
+
+def input_statistics(graph: Graph, batches: Iterable[Tensor], seed: int = 0) -> dict[str, InputStatistics]:
+    """Statistics of every layer's input, by layer name, in one float pass over ``batches``."""
+    collector = StatisticsCollector(graph, seed)
     with torch.no_grad():
         for batch in batches:
-            run_float(graph, batch, observe)
-    found = {}
-    for name, (total, square, count) in sums.items():
-        mean = total / count
-        found[name] = InputStatistics(mean, square / count - mean[:, :, None] * mean[:, None, :])
-    return found
+            run_float(graph, batch, collector)
+    return collector.statistics()
 
 
 def layer_rows(layer: Node, weight: Tensor, x: Tensor, generator: torch.Generator) -> Tensor:
@@ -80,6 +90,15 @@ def layer_rows(layer: Node, weight: Tensor, x: Tensor, generator: torch.Generato
     chosen = torch.randperm(columns.shape[2], generator=generator)[:_POSITIONS]
     columns = columns[:, :, chosen].reshape(len(x), at["groups"], -1, len(chosen))
     return columns.permute(1, 0, 3, 2).reshape(at["groups"], -1, columns.shape[2])
+
+
+def output_rows(layer: Node, y: Tensor, generator: torch.Generator) -> Tensor:
+    """Outputs of ``layer`` as rows (G, rows, N / G), where ``layer_rows`` with an equal ``generator`` takes the inputs."""
+    if layer.op == "linear":
+        return y.reshape(1, -1, y.shape[-1])
+    chosen = torch.randperm(y.shape[2] * y.shape[3], generator=generator)[:_POSITIONS]
+    rows = y.flatten(2)[:, :, chosen].reshape(len(y), layer.attributes["groups"], -1, len(chosen))
+    return rows.permute(1, 0, 3, 2).reshape(layer.attributes["groups"], -1, rows.shape[2])
 
 
 def reconstruct_weight(

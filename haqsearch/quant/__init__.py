@@ -1,6 +1,14 @@
 """What a number format means, on tensors; stateless. README.md in this folder derives the arithmetic."""
 
-from haqsearch.quant.affine import QParams, affine_params, dequantize, quantize, storage_dtype, symmetric_params
+from haqsearch.quant.affine import (
+    QParams,
+    affine_params,
+    dequantize,
+    quantize,
+    round_stochastic,
+    storage_dtype,
+    symmetric_params,
+)
 from haqsearch.quant.fixed_point import decompose, requantize
 from haqsearch.quant.qtensor import QTensor, encode, from_packed_state, packed_state
 from haqsearch.quant.weights import QWeight, quantize_weight
@@ -18,6 +26,7 @@ __all__ = [
     "quantize",
     "quantize_weight",
     "requantize",
+    "round_stochastic",
     "storage_dtype",
     "symmetric_params",
 ]

@@ -76,6 +76,14 @@ def quantize(x: Tensor, params: QParams) -> Tensor:
     return codes.clamp_(params.format.code_min, params.format.code_max).to(storage_dtype(params.format))
 
 
+def round_stochastic(x: Tensor, generator: torch.Generator) -> Tensor:
+    """``x`` (any shape) rounded down or up at random, up with the probability of its fraction: right on average, E = x.
+
+    [Gupta et al. 2015, 1502.02551, section 3.1]. Integers stay. The generator decides; the same seed gives the same.
+    """
+    return torch.floor(x + torch.rand(x.shape, generator=generator, dtype=torch.float64).to(x.dtype))
+
+
 def dequantize(codes: Tensor, params: QParams) -> Tensor:
     """Real values (float32) of ``codes``."""
     return (codes.to(torch.float32) - params.zero_point) * params.scale

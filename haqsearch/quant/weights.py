@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -60,9 +61,11 @@ def quantize_weight(weight: Tensor, format: Format, where: str = "weight") -> QW
     return encode_weight(weight, best_scale.expand(len(weight)).contiguous(), format)
 
 
-def encode_weight(weight: Tensor, scale: Tensor, format: Format) -> QWeight:
-    """Codes of ``weight`` (out, ...) at the given ``scale`` (out,): nearest, half to even, clamped."""
-    codes = torch.round(weight.detach().double() / _column(scale.double(), weight))
+def encode_weight(
+    weight: Tensor, scale: Tensor, format: Format, rounding: Callable[[Tensor], Tensor] = torch.round
+) -> QWeight:
+    """Codes of ``weight`` (out, ...) at the given ``scale`` (out,), rounded (nearest, half to even) and clamped."""
+    codes = rounding(weight.detach().double() / _column(scale.double(), weight))
     return QWeight(format, codes.clamp_(format.code_min, format.code_max).to(torch.int8), scale)
 
 

@@ -8,10 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from haqsearch.errors import DataError
+from haqsearch.evaluate import WeightBank
 from haqsearch.graph import run_float
+from haqsearch.ptq.pipeline import Pipeline
 from haqsearch.ptq.reconstruct import InputStatistics, input_statistics, reconstruct_weight
 from haqsearch.quant import quantize_weight
 from haqsearch.spec import Format, Policy
+from haqsearch.spec.ptq import PTQ_PRESETS
 
 
 def statistics_of(x: torch.Tensor) -> InputStatistics:
@@ -19,6 +22,10 @@ def statistics_of(x: torch.Tensor) -> InputStatistics:
     x = x.double()
     mean = x.mean(0, keepdim=True)
     return InputStatistics(mean, (x.T @ x / len(x) - mean.T @ mean)[None])
+
+
+def bank_of(graph, preset, inputs, folder=None):
+    return WeightBank(Pipeline(graph, PTQ_PRESETS[preset]), inputs, folder)
 
 
 def output_error(weight, codes, scale, correction, x, bias=True):
@@ -122,7 +129,7 @@ def test_low_widths_keep_the_network_better_than_nearest_rounding(digits, tmp_pa
     """3-bit weights of the whole network, on digits that neither saw: KL to the float network falls at least threefold."""
     from dataclasses import replace
 
-    from haqsearch.evaluate import WeightBank, float_logits, score_logits
+    from haqsearch.evaluate import float_logits, score_logits
     from haqsearch.evaluate.metrics import in_batches
     from haqsearch.runtime import run_program
     from haqsearch.spec import Choice
@@ -133,37 +140,35 @@ def test_low_widths_keep_the_network_better_than_nearest_rounding(digits, tmp_pa
     reference = float_logits(prepared.graph, inputs)
     kl = {}
     for preset in ("plain", "fast"):
-        program = replace(prepared, weight=WeightBank(prepared.graph, preset, splits.calibrate[0])).lower(policy)
+        program = replace(prepared, weight=bank_of(prepared.graph, preset, splits.calibrate[0])).lower(policy)
         logits = in_batches(lambda x, program=program: run_program(program, x), inputs)
         kl[preset] = score_logits(logits, labels, reference).kl
     assert kl["fast"] < kl["plain"] / 3, kl
 
 
 def test_kept_weights_are_found_again_and_only_for_the_same_network(digits, tmp_path):
-    from haqsearch.evaluate import WeightBank
-
     prepared, splits = digits
     inputs, formats = splits.calibrate[0], [Format("int", 3), Format("int", 5)]
     pairs = [(layer.name, format) for layer in prepared.spec for format in formats]
-    first = WeightBank(prepared.graph, "fast", inputs, tmp_path)
+    first = bank_of(prepared.graph, "fast", inputs, tmp_path)
     said: list[str] = []
     first.prepare(pairs, said.append)
     assert len(said) == len(formats)
-    again = WeightBank(prepared.graph, "fast", inputs, tmp_path)
+    again = bank_of(prepared.graph, "fast", inputs, tmp_path)
     assert again.made.keys() == first.made.keys()
     for key, weight in first.made.items():
         assert torch.equal(again.made[key].codes, weight.codes) and torch.equal(again.made[key].scale, weight.scale)
         assert torch.equal(again.made[key].bias_correction, weight.bias_correction)
     again.prepare(pairs, said.append)
     assert len(said) == len(formats), "nothing is made twice"
-    assert not WeightBank(prepared.graph, "fast", inputs[:-1], tmp_path).made, "other data, other weights"
+    assert not bank_of(prepared.graph, "fast", inputs[:-1], tmp_path).made, "other data, other weights"
 
 
 def test_network_order_makes_up_for_earlier_layers(digits):
     """Narrow weights and activations everywhere: against layer by layer, KL on unseen digits falls; the graph is untouched."""
     from dataclasses import replace
 
-    from haqsearch.evaluate import WeightBank, float_logits, score_logits
+    from haqsearch.evaluate import float_logits, score_logits
     from haqsearch.evaluate.metrics import in_batches
     from haqsearch.runtime import run_program
     from haqsearch.spec import Choice
@@ -175,7 +180,7 @@ def test_network_order_makes_up_for_earlier_layers(digits):
     gains = []
     for pair in ("w2a8", "w3a4"):
         policy = Policy.uniform(prepared.spec, Choice.parse(pair))
-        by_layer = replace(prepared, weight=WeightBank(prepared.graph, "fast", splits.calibrate[0]))
+        by_layer = replace(prepared, weight=bank_of(prepared.graph, "fast", splits.calibrate[0]))
         kl = []
         for network in (by_layer, prepared.in_order(policy, splits.calibrate[0])):
             program = network.lower(policy)
