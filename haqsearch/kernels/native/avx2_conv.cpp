@@ -11,7 +11,8 @@ namespace haq::avx2 {
 namespace {
 
 constexpr int kPanelPixels = 48;
-constexpr double kLongBlock = 8;  // where int8 sums go on for so many steps, the direct way beats Winograd's
+// Where int8 sums go on for so many steps, the direct way beats Winograd's.
+constexpr double kLongBlock = 8, kLongBlockStrided = 1;
 
 int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
@@ -334,7 +335,7 @@ class Conv final : public Op {
 
 OpPointer make_conv(const ConvSpec& spec) {
   auto direct = std::make_unique<Conv>(spec);
-  if (direct->steps_a_block() < kLongBlock)
+  if (direct->steps_a_block() < (spec.stride_h == 1 ? kLongBlock : kLongBlockStrided))
     if (OpPointer winograd = make_winograd(spec)) return winograd;
   return direct;
 }

@@ -1,10 +1,9 @@
-// 3 x 3 convolution of stride 1 by Winograd's F(2 x 2, 3 x 3) in integers: 16 multiplications where the direct way has 36.
+// 3 x 3 convolution by Winograd's minimal filtering in integers, two by two outputs at a time.
 // Lavin and Gray, Fast algorithms for convolutional neural networks, CVPR 2016, section 4.1:
 //   Y = A' [(G g G') * (B' d B)] A,  summed over the input channels before A is applied.
 //
-// G has halves; 2 G has none, so the sums come out four times as large: exact, and the epilogue shifts by two more.
-// Ranges: |B' d B| <= 4 * 255 = 1020 and |2G g (2G)'| <= 9 * 128 = 1152 lie in int16. Sums are taken modulo 2^32, where
-// additions in any order agree; the result 4 acc is right since |4 acc| < 2^31 is asked for.
+// Transformed codes and weights lie in int16 (see the algorithms below). Sums are taken modulo 2^32, where additions in any
+// order agree; the result is right since |acc| * 2^doublings < 2^31 is asked for.
 #include <algorithm>
 #include <new>
 
@@ -15,37 +14,60 @@
 namespace haq::avx2 {
 namespace {
 
-constexpr int kPositions = 16;    // of a transformed 4 x 4 tile
-constexpr int kPanelTiles = 24;   // transformed at a time
-constexpr int kDoublings = 2;     // results are 4 acc
+constexpr int kPanelTiles = 24;  // transformed at a time
+constexpr int64_t kCacheBytes = 512 * 1024;
 
-// B' applied to four vectors: d0 - d2, d1 + d2, d2 - d1, d1 - d3.
-inline void transform_input(const __m256i (&d)[4], __m256i (&t)[4]) {
-  t[0] = _mm256_sub_epi16(d[0], d[2]);
-  t[1] = _mm256_add_epi16(d[1], d[2]);
-  t[2] = _mm256_sub_epi16(d[2], d[1]);
-  t[3] = _mm256_sub_epi16(d[1], d[3]);
-}
+// Stride 1, F(2, 3): 4 multiplications for 2 outputs, where the direct way has 6; 16 instead of 36 in two dimensions.
+// G has halves; 2 G has none, so the sums come out four times as large: exact, and the epilogue shifts by two more.
+// |B' d B| <= 4 * 255 and |2G g (2G)'| <= 9 * 128.
+struct StrideOne {
+  static constexpr int kStride = 1, kTile = 4, kDoublings = 2;
 
-// A' applied to four vectors: m0 + m1 + m2, m1 - m2 - m3.
-inline void transform_output(__m256i m0, __m256i m1, __m256i m2, __m256i m3, __m256i& y0, __m256i& y1) {
-  y0 = _mm256_add_epi32(_mm256_add_epi32(m0, m1), m2);
-  y1 = _mm256_sub_epi32(_mm256_sub_epi32(m1, m2), m3);
-}
+  static void input(const __m256i* d, __m256i* t) {
+    t[0] = _mm256_sub_epi16(d[0], d[2]);
+    t[1] = _mm256_add_epi16(d[1], d[2]);
+    t[2] = _mm256_sub_epi16(d[2], d[1]);
+    t[3] = _mm256_sub_epi16(d[1], d[3]);
+  }
+  static void weights(const int* g, int* u) {
+    u[0] = 2 * g[0], u[1] = g[0] + g[1] + g[2], u[2] = g[0] - g[1] + g[2], u[3] = 2 * g[2];
+  }
+  static void output(const __m256i* m, __m256i* y) {
+    y[0] = _mm256_add_epi32(_mm256_add_epi32(m[0], m[1]), m[2]);
+    y[1] = _mm256_sub_epi32(_mm256_sub_epi32(m[1], m[2]), m[3]);
+  }
+};
 
-// (2G) applied to three numbers: 2 g0, g0 + g1 + g2, g0 - g1 + g2, 2 g2.
-void transform_weights(const int (&g)[3], int (&u)[4]) {
-  u[0] = 2 * g[0], u[1] = g[0] + g[1] + g[2], u[2] = g[0] - g[1] + g[2], u[3] = 2 * g[2];
-}
+// Stride 2: even inputs meet the outer taps, F(2, 2), 3 multiplications instead of 4; odd ones the middle tap.
+//   y0 = d0 g0 + d2 g2 + d1 g1,  y1 = d2 g0 + d4 g2 + d3 g1
+// 5 multiplications instead of 6; 25 instead of 36 in two dimensions. |B' d B| <= 2 * 255 and |G g G'| <= 4 * 128.
+struct StrideTwo {
+  static constexpr int kStride = 2, kTile = 5, kDoublings = 0;
 
+  static void input(const __m256i* d, __m256i* t) {
+    t[0] = _mm256_sub_epi16(d[0], d[2]);
+    t[1] = d[2];
+    t[2] = _mm256_sub_epi16(d[4], d[2]);
+    t[3] = d[1];
+    t[4] = d[3];
+  }
+  static void weights(const int* g, int* u) { u[0] = g[0], u[1] = g[0] + g[2], u[2] = g[2], u[3] = u[4] = g[1]; }
+  static void output(const __m256i* m, __m256i* y) {
+    y[0] = _mm256_add_epi32(_mm256_add_epi32(m[0], m[1]), m[3]);
+    y[1] = _mm256_add_epi32(_mm256_add_epi32(m[1], m[2]), m[4]);
+  }
+};
+
+template <int Tile>
 struct Panel {
-  const uint8_t* row[kPanelTiles][4];    // first pixel of the tile's four input rows
-  std::ptrdiff_t column[kPanelTiles][4];  // bytes to its four columns
-  uint8_t* target[kPanelTiles][4];        // the four output pixels; beyond the image: a place nobody reads
+  const uint8_t* row[kPanelTiles][Tile];     // first pixel of the tile's input rows
+  std::ptrdiff_t column[kPanelTiles][Tile];  // bytes to its columns
+  uint8_t* target[kPanelTiles][4];           // the four output pixels; beyond the image: a place nobody reads
   const uint8_t* transformed[kPanelTiles];
   int count = 0;
 };
 
+template <typename Algorithm>
 class Winograd final : public Op {
  public:
   explicit Winograd(const ConvSpec& spec)
@@ -54,7 +76,7 @@ class Winograd final : public Op {
         outputs_(spec.out_channels),
         blocks_((spec.out_channels + kTileChannels - 1) / kTileChannels),
         depth_((spec.in_channels + 15) / 16 * 16),
-        requantizer_(spec.folded(), spec.out_channels, spec.bound(), kDoublings) {
+        requantizer_(spec.folded(), spec.out_channels, spec.bound(), Algorithm::kDoublings) {
     packed_.reset(static_cast<int16_t*>(::operator new(packed_bytes(), std::align_val_t(64))));
     std::fill_n(packed_.get(), packed_bytes() / 2, int16_t(0));
     for (int n = 0; n < spec.out_channels; ++n)
@@ -73,7 +95,7 @@ class Winograd final : public Op {
     if (memory.size() < tile * kPanelTiles) memory.resize(tile * kPanelTiles);
     if (beyond.size() < size_t(blocks_) * kTileChannels * 2) beyond.resize(size_t(blocks_) * kTileChannels * 2);
     const int across = (out.width + 1) / 2;
-    Panel panel;
+    Panel<kTile> panel;
     for (int64_t done = first * across; done < end * across; done += panel.count) {
       panel.count = static_cast<int>(std::min<int64_t>(kPanelTiles, end * across - done));
       for (int i = 0; i < panel.count; ++i) {
@@ -89,68 +111,78 @@ class Winograd final : public Op {
   int64_t packed_bytes() const override { return int64_t(blocks_) * block_codes() * 2; }
 
  private:
+  static constexpr int kTile = Algorithm::kTile, kPositions = kTile * kTile;
+
   int64_t block_codes() const { return int64_t(kPositions) * depth_ * kTileChannels; }
 
   // packed_: [block][position][pair of inputs][16 outputs][2]
   void pack(const int8_t* weight, int n, int c) {
-    int rows[3][4], u[4][4];
+    int rows[3][kTile], u[kTile][kTile];
     for (int y = 0; y < 3; ++y) {
       const int g[3] = {weight[3 * y], weight[3 * y + 1], weight[3 * y + 2]};
-      transform_weights(g, rows[y]);
+      Algorithm::weights(g, rows[y]);
     }
-    for (int x = 0; x < 4; ++x) {
+    for (int x = 0; x < kTile; ++x) {
       const int g[3] = {rows[0][x], rows[1][x], rows[2][x]};
-      int column[4];
-      transform_weights(g, column);
-      for (int y = 0; y < 4; ++y) u[y][x] = column[y];
+      int column[kTile];
+      Algorithm::weights(g, column);
+      for (int y = 0; y < kTile; ++y) u[y][x] = column[y];
     }
     int16_t* to = packed_.get() + n / kTileChannels * block_codes();
     for (int position = 0; position < kPositions; ++position)
       to[((position * depth_ + c) / 2 * kTileChannels + n % kTileChannels) * 2 + c % 2] =
-          static_cast<int16_t>(u[position / 4][position % 4]);
+          static_cast<int16_t>(u[position / kTile][position % kTile]);
   }
 
   // Rows and columns that only outputs beyond the image would need are replaced by the last ones there are.
-  void locate(const View& in, const View& out, int64_t index, int i, uint8_t* beyond, Panel& panel) const {
+  void locate(const View& in, const View& out, int64_t index, int i, uint8_t* beyond, Panel<kTile>& panel) const {
     const int across = (out.width + 1) / 2, down = (out.height + 1) / 2;
     const int x = static_cast<int>(index % across) * 2, y = static_cast<int>(index / across % down) * 2;
     const int64_t image = index / across / down;
+    constexpr int stride = Algorithm::kStride;
+    for (int k = 0; k < kTile; ++k) {
+      panel.row[i][k] = in.at(image, std::min(stride * y + k, stride * (out.height - 1) + 2) - pad_h_, 0);
+      panel.column[i][k] = (std::min(stride * x + k, stride * (out.width - 1) + 2) - pad_w_) * in.pixel;
+    }
     for (int k = 0; k < 4; ++k) {
-      panel.row[i][k] = in.at(image, std::min(y + k, out.height + 1) - pad_h_, 0);
-      panel.column[i][k] = (std::min(x + k, out.width + 1) - pad_w_) * in.pixel;
       const bool inside = y + k / 2 < out.height && x + k % 2 < out.width;
       panel.target[i][k] = inside ? out.at(image, y + k / 2, x + k % 2) : beyond;
     }
   }
 
   // Channels beyond the input's are whatever lies there: their weights are zero.
-  void transform(const Panel& panel, int i, int16_t* to) const {
+  void transform(const Panel<kTile>& panel, int i, int16_t* to) const {
     for (int c = 0; c < depth_; c += 16) {
-      __m256i t[4][4], d[4], v[4];
-#pragma GCC unroll 4
-      for (int x = 0; x < 4; ++x) {
-#pragma GCC unroll 4
-        for (int y = 0; y < 4; ++y)
+      __m256i t[kTile][kTile];
+#pragma GCC unroll 5
+      for (int x = 0; x < kTile; ++x) {
+        __m256i d[kTile];
+#pragma GCC unroll 5
+        for (int y = 0; y < kTile; ++y)
           d[y] = _mm256_cvtepu8_epi16(
               _mm_loadu_si128(reinterpret_cast<const __m128i*>(panel.row[i][y] + panel.column[i][x] + c)));
-        transform_input(d, t[x]);
+        Algorithm::input(d, t[x]);
       }
-#pragma GCC unroll 4
-      for (int y = 0; y < 4; ++y) {
-        const __m256i row[4] = {t[0][y], t[1][y], t[2][y], t[3][y]};
-        transform_input(row, v);
-#pragma GCC unroll 4
-        for (int x = 0; x < 4; ++x)
-          _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + (4 * y + x) * depth_ + c), v[x]);
+#pragma GCC unroll 5
+      for (int y = 0; y < kTile; ++y) {
+        __m256i row[kTile], v[kTile];
+#pragma GCC unroll 5
+        for (int x = 0; x < kTile; ++x) row[x] = t[x][y];
+        Algorithm::input(row, v);
+#pragma GCC unroll 5
+        for (int x = 0; x < kTile; ++x)
+          _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + (kTile * y + x) * depth_ + c), v[x]);
       }
     }
   }
 
-  void multiply(const Panel& panel, int block) const {
+  void multiply(const Panel<kTile>& panel, int block) const {
     alignas(32) int32_t sums[kPanelTiles][kPositions][kTileChannels];
     const int8_t* weights = reinterpret_cast<const int8_t*>(packed_.get() + block * block_codes());
-    for (int position = 0; position < kPositions; ++position, weights += depth_ * kTileChannels * 2)
+    const std::ptrdiff_t slab = std::ptrdiff_t(depth_) * kTileChannels * 2;  // weights of one position
+    for (int position = 0; position < kPositions; ++position, weights += slab)
       for (int i = 0; i < panel.count; i += kTilePixels) {
+        fetch(weights + slab, slab, i, panel.count);
         switch (panel.count - i) {
           case 1: tiles<1>(panel.transformed + i, position, weights, sums + i); break;
           case 2: tiles<2>(panel.transformed + i, position, weights, sums + i); break;
@@ -161,6 +193,15 @@ class Winograd final : public Op {
         }
       }
     for (int i = 0; i < panel.count; ++i) finish(panel.target[i], block, sums[i]);
+  }
+
+  // Asks for the next position's weights while this one's are worked on: large layers read them from beyond the cache.
+  void fetch(const int8_t* next, std::ptrdiff_t bytes, int tile, int tiles) const {
+    const int8_t* const end = reinterpret_cast<const int8_t*>(packed_.get()) + packed_bytes();
+    if (packed_bytes() <= kCacheBytes || next == end) return;
+    const int8_t* const stop = next + bytes * std::min(tile + kTilePixels, tiles) / tiles;
+    for (next += bytes * tile / tiles; next < stop; next += 64)
+      _mm_prefetch(reinterpret_cast<const char*>(next), _MM_HINT_T1);
   }
 
   template <int Tiles>
@@ -179,15 +220,22 @@ class Winograd final : public Op {
     __m256i acc[4][2];
 #pragma GCC unroll 2
     for (int h = 0; h < 2; ++h) {
-      __m256i y[4][2];
-#pragma GCC unroll 4
-      for (int x = 0; x < 4; ++x) {
-        const auto m = [&](int k) {
-          return _mm256_load_si256(reinterpret_cast<const __m256i*>(sums[4 * k + x] + 8 * h));
-        };
-        transform_output(m(0), m(1), m(2), m(3), y[x][0], y[x][1]);
+      __m256i half[2][kTile];
+#pragma GCC unroll 5
+      for (int x = 0; x < kTile; ++x) {
+        __m256i m[kTile], y[2];
+#pragma GCC unroll 5
+        for (int k = 0; k < kTile; ++k)
+          m[k] = _mm256_load_si256(reinterpret_cast<const __m256i*>(sums[kTile * k + x] + 8 * h));
+        Algorithm::output(m, y);
+        half[0][x] = y[0], half[1][x] = y[1];
       }
-      for (int k = 0; k < 2; ++k) transform_output(y[0][k], y[1][k], y[2][k], y[3][k], acc[2 * k][h], acc[2 * k + 1][h]);
+#pragma GCC unroll 2
+      for (int k = 0; k < 2; ++k) {
+        __m256i y[2];
+        Algorithm::output(half[k], y);
+        acc[2 * k][h] = y[0], acc[2 * k + 1][h] = y[1];
+      }
     }
     const int channel = block * kTileChannels;
     requantizer_.store_tile<4, 2>(targets, std::ptrdiff_t(channel) * (requantizer_.wide() ? 2 : 1), channel,
@@ -203,15 +251,21 @@ class Winograd final : public Op {
   std::unique_ptr<int16_t, Free> packed_;
 };
 
+template <typename Algorithm>
+OpPointer make(const ConvSpec& spec) {
+  if (spec.bound() > INT32_MAX >> Algorithm::kDoublings) return nullptr;
+  auto op = std::make_unique<Winograd<Algorithm>>(spec);
+  return op->fast() ? std::move(op) : nullptr;
+}
+
 }  // namespace
 
 OpPointer make_winograd(const ConvSpec& s) {
-  const bool fits = s.kernel_h == 3 && s.kernel_w == 3 && s.stride_h == 1 && s.stride_w == 1 && s.dilation_h == 1 &&
-                    s.dilation_w == 1 && s.groups == 1 && s.bound() < (int64_t(1) << 29);
+  const bool fits = s.kernel_h == 3 && s.kernel_w == 3 && s.stride_h == s.stride_w && s.stride_h <= 2 &&
+                    s.dilation_h == 1 && s.dilation_w == 1 && s.groups == 1;
   // few channels: the transforms cost more than they save
   if (!fits || s.in_channels < 12 || s.out_channels < 12) return nullptr;
-  auto op = std::make_unique<Winograd>(s);
-  return op->fast() ? std::move(op) : nullptr;
+  return s.stride_h == 1 ? make<StrideOne>(s) : make<StrideTwo>(s);
 }
 
 }  // namespace haq::avx2
