@@ -76,7 +76,8 @@ class Shape:
 
 @dataclass(frozen=True)
 class Row:
-    """One measurement: seconds (and joules) of ``batch`` samples of a layer at ``choice``; ``line`` of the file."""
+    """One measurement: seconds (and joules) of ``batch`` samples of a layer at ``choice``; ``line`` of the file. Where runs
+    were repeated, the least of them and how many."""
 
     shape: Shape
     batch: int
@@ -86,6 +87,8 @@ class Row:
     network: str = ""
     layer: str = ""
     line: int = 0
+    latency_min_s: float | None = None
+    repeats: int | None = None
 
 
 class MeasuredTable:
@@ -187,7 +190,9 @@ def _row(cells: dict[str, Any], where: str, line: int) -> Row:
     energy = _positive(cells, "energy_j", where) if cells.get("energy_j") else None
     latency = _positive(cells, "latency_s", where)
     names = cells.get("network") or "", cells.get("layer") or ""
-    return Row(shape, _count(cells, "batch", where), choice, latency, energy, *names, line)
+    least = _positive(cells, "latency_min_s", where) if cells.get("latency_min_s") else None
+    repeats = _count(cells, "repeats", where) if cells.get("repeats") else None
+    return Row(shape, _count(cells, "batch", where), choice, latency, energy, *names, line, least, repeats)
 
 
 def _count(cells: dict[str, Any], column: str, where: str) -> int:
@@ -216,9 +221,9 @@ def to_csv(rows: Iterable[Row]) -> str:
     """``rows`` as the text of a table that ``read`` takes."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*COLUMNS, "energy_j", "network", "layer"])
+    writer.writerow([*COLUMNS, *OPTIONAL])
     for row in rows:
         shape = [getattr(row.shape, column) for column in ("op", *_SHAPE)]
-        energy = "" if row.energy_j is None else repr(row.energy_j)
-        writer.writerow([*shape, row.batch, *widths(row.choice), repr(row.latency_s), energy, row.network, row.layer])
+        optional = ["" if (value := getattr(row, column)) is None else value for column in OPTIONAL]
+        writer.writerow([*shape, row.batch, *widths(row.choice), row.latency_s, *optional])
     return out.getvalue()
