@@ -95,8 +95,8 @@ class Conv final : public Op {
 
   void run(const View* in, const View& out, int64_t first, int64_t end) const override {
     const Layout layout = lay_out(*in);
-    std::vector<std::vector<Run>> runs;
-    for (const Block& block : blocks_) runs.push_back(runs_of(block, layout));
+    Runs runs;
+    for (const Block& block : blocks_) add_runs(block, layout, runs);
     Panel panel;
     const int64_t pixels = (end - first) * out.width;
     for (int64_t done = 0; done < pixels; done += panel.count) {
@@ -243,21 +243,26 @@ class Conv final : public Op {
     return static_cast<int>(round_up(depth_ + 16, 16)) * (wide_ ? 2 : 1);
   }
 
+  // The runs of all blocks; first[b] .. first[b + 1] are those of block b.
+  struct Runs {
+    std::vector<Run> run;
+    std::vector<size_t> first = {0};
+  };
+
   // The steps of a block, cut where a stretch of the window or a block of sums ends.
-  std::vector<Run> runs_of(const Block& block, const Layout& layout) const {
+  void add_runs(const Block& block, const Layout& layout, Runs& runs) const {
     const int stretch = layout.direct ? layout.bytes / 4 : steps_;
-    std::vector<Run> runs;
     size_t next = 0;
     int left = block.kind == Kind::kBlocks ? block.widen[0] : steps_;
     for (int done = 0, within = 0; done < steps_;) {
       const int steps = std::min(left, stretch - within);
       const std::ptrdiff_t start = layout.direct ? layout.offset[done / stretch] : 0;
-      runs.push_back({start + 4 * within, steps, steps == left});
+      runs.run.push_back({start + 4 * within, steps, steps == left});
       done += steps, left -= steps;
       within = within + steps == stretch ? 0 : within + steps;
       if (left == 0 && done < steps_) left = block.widen[++next];
     }
-    return runs;
+    runs.first.push_back(runs.run.size());
   }
 
   void locate(const View& in, const View& out, int64_t first, Panel& panel) const {
@@ -300,7 +305,7 @@ class Conv final : public Op {
     }
   }
 
-  void multiply(Panel& panel, const Layout& layout, const std::vector<std::vector<Run>>& runs) const {
+  void multiply(Panel& panel, const Layout& layout, const Runs& runs) const {
     int gathered = -1;
     for (size_t b = 0; b < blocks_.size(); ++b) {
       const Block& block = blocks_[b];
@@ -308,7 +313,7 @@ class Conv final : public Op {
       Tile tile;
       tile.from = layout.direct ? block.group * s_.group_inputs() : 0;
       tile.to = std::ptrdiff_t(block.channel) * (requantizer_->wide() ? 2 : 1);
-      tile.run = runs[b].data(), tile.end = tile.run + runs[b].size();
+      tile.run = runs.run.data() + runs.first[b], tile.end = runs.run.data() + runs.first[b + 1];
       tile.weights = block.weights;
       tile.requantizer = requantizer_.get();
       tile.constants = static_cast<int>(b) * kTileChannels, tile.count = block.count;

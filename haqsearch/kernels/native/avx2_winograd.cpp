@@ -58,13 +58,30 @@ struct StrideTwo {
   }
 };
 
-template <int Tile>
 struct Panel {
-  const uint8_t* row[kPanelTiles][Tile];     // first pixel of the tile's input rows
-  std::ptrdiff_t column[kPanelTiles][Tile];  // bytes to its columns
-  uint8_t* target[kPanelTiles][4];           // the four output pixels; beyond the image: a place nobody reads
   const uint8_t* transformed[kPanelTiles];
+  uint8_t* target[kPanelTiles][4];  // the four output pixels; beyond the image: a place nobody reads
   int count = 0;
+};
+
+// Walks over the tiles of all images, row by row.
+struct Place {
+  Place(int64_t index, int down, int across)
+      : x(static_cast<int>(index % across)),
+        y(static_cast<int>(index / across % down)),
+        image(index / across / down),
+        down(down),
+        across(across) {}
+
+  void next() {
+    if (++x < across) return;
+    x = 0;
+    if (++y == down) y = 0, ++image;
+  }
+
+  int x, y;
+  int64_t image;
+  int down, across;
 };
 
 template <typename Algorithm>
@@ -94,14 +111,18 @@ class Winograd final : public Op {
     const size_t tile = size_t(kPositions) * depth_ + 32;  // 32: tiles do not fall on the same cache sets
     if (memory.size() < tile * kPanelTiles) memory.resize(tile * kPanelTiles);
     if (beyond.size() < size_t(blocks_) * kTileChannels * 2) beyond.resize(size_t(blocks_) * kTileChannels * 2);
+    const Offsets rows(out.height, in->row), columns(out.width, in->pixel);
     const int across = (out.width + 1) / 2;
-    Panel<kTile> panel;
+    Place place(first * across, (out.height + 1) / 2, across);
+    Panel panel;
     for (int64_t done = first * across; done < end * across; done += panel.count) {
       panel.count = static_cast<int>(std::min<int64_t>(kPanelTiles, end * across - done));
-      for (int i = 0; i < panel.count; ++i) {
-        locate(*in, out, done + i, i, beyond.data(), panel);
-        panel.transformed[i] = reinterpret_cast<const uint8_t*>(memory.data() + i * tile);
-        transform(panel, i, memory.data() + i * tile);
+      for (int i = 0; i < panel.count; ++i, place.next()) {
+        int16_t* const to = memory.data() + i * tile;
+        panel.transformed[i] = reinterpret_cast<const uint8_t*>(to);
+        aim(out, place, beyond.data(), panel.target[i]);
+        transform(in->at(place.image, 2 * kStride * place.y - pad_h_, 2 * kStride * place.x - pad_w_),
+                  rows.of(place.y), columns.of(place.x), to);
       }
       for (int block = 0; block < blocks_; ++block) multiply(panel, block);
     }
@@ -111,7 +132,7 @@ class Winograd final : public Op {
   int64_t packed_bytes() const override { return int64_t(blocks_) * block_codes() * 2; }
 
  private:
-  static constexpr int kTile = Algorithm::kTile, kPositions = kTile * kTile;
+  static constexpr int kStride = Algorithm::kStride, kTile = Algorithm::kTile, kPositions = kTile * kTile;
 
   int64_t block_codes() const { return int64_t(kPositions) * depth_ * kTileChannels; }
 
@@ -134,24 +155,33 @@ class Winograd final : public Op {
           static_cast<int16_t>(u[position / kTile][position % kTile]);
   }
 
-  // Rows and columns that only outputs beyond the image would need are replaced by the last ones there are.
-  void locate(const View& in, const View& out, int64_t index, int i, uint8_t* beyond, Panel<kTile>& panel) const {
-    const int across = (out.width + 1) / 2, down = (out.height + 1) / 2;
-    const int x = static_cast<int>(index % across) * 2, y = static_cast<int>(index / across % down) * 2;
-    const int64_t image = index / across / down;
-    constexpr int stride = Algorithm::kStride;
-    for (int k = 0; k < kTile; ++k) {
-      panel.row[i][k] = in.at(image, std::min(stride * y + k, stride * (out.height - 1) + 2) - pad_h_, 0);
-      panel.column[i][k] = (std::min(stride * x + k, stride * (out.width - 1) + 2) - pad_w_) * in.pixel;
+  // Bytes from a tile's first row (or column) to each of them. Those that only outputs beyond the image would need are
+  // replaced by the last one there is.
+  struct Offsets {
+    Offsets(int outputs, std::ptrdiff_t stride) : last((outputs + 1) / 2 - 1) {
+      for (int k = 0; k < kTile; ++k) {
+        inner[k] = k * stride;
+        outer[k] = std::min(k, kStride * (outputs - 1 - 2 * last) + 2) * stride;
+      }
     }
-    for (int k = 0; k < 4; ++k) {
-      const bool inside = y + k / 2 < out.height && x + k % 2 < out.width;
-      panel.target[i][k] = inside ? out.at(image, y + k / 2, x + k % 2) : beyond;
-    }
+
+    const std::ptrdiff_t* of(int tile) const { return tile == last ? outer : inner; }
+
+    int last;
+    std::ptrdiff_t inner[kTile], outer[kTile];
+  };
+
+  static void aim(const View& out, const Place& place, uint8_t* beyond, uint8_t** target) {
+    uint8_t* const corner = out.at(place.image, 2 * place.y, 2 * place.x);
+    const bool right = 2 * place.x + 1 < out.width, below = 2 * place.y + 1 < out.height;
+    target[0] = corner;
+    target[1] = right ? corner + out.pixel : beyond;
+    target[2] = below ? corner + out.row : beyond;
+    target[3] = right && below ? corner + out.row + out.pixel : beyond;
   }
 
   // Channels beyond the input's are whatever lies there: their weights are zero.
-  void transform(const Panel<kTile>& panel, int i, int16_t* to) const {
+  void transform(const uint8_t* from, const std::ptrdiff_t* rows, const std::ptrdiff_t* columns, int16_t* to) const {
     for (int c = 0; c < depth_; c += 16) {
       __m256i t[kTile][kTile];
 #pragma GCC unroll 5
@@ -160,7 +190,7 @@ class Winograd final : public Op {
 #pragma GCC unroll 5
         for (int y = 0; y < kTile; ++y)
           d[y] = _mm256_cvtepu8_epi16(
-              _mm_loadu_si128(reinterpret_cast<const __m128i*>(panel.row[i][y] + panel.column[i][x] + c)));
+              _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + rows[y] + columns[x] + c)));
         Algorithm::input(d, t[x]);
       }
 #pragma GCC unroll 5
@@ -176,7 +206,7 @@ class Winograd final : public Op {
     }
   }
 
-  void multiply(const Panel<kTile>& panel, int block) const {
+  void multiply(const Panel& panel, int block) const {
     alignas(32) int32_t sums[kPanelTiles][kPositions][kTileChannels];
     const int8_t* weights = reinterpret_cast<const int8_t*>(packed_.get() + block * block_codes());
     const std::ptrdiff_t slab = std::ptrdiff_t(depth_) * kTileChannels * 2;  // weights of one position
