@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -27,7 +27,7 @@ class Level(Section):
     """
 
     name: Text
-    holds: Annotated[list[Tensor], Field(min_length=1)]
+    holds: list[Tensor]
     size_bytes: Bytes | None = None
     bandwidth_bytes_per_s: Rate | None = None
     bandwidth_bits_per_cycle: Rate | None = None
@@ -42,8 +42,14 @@ class Level(Section):
     def _consistent(self) -> Level:
         if self.bandwidth_bytes_per_s and self.bandwidth_bits_per_cycle:
             raise ValueError("give bandwidth_bytes_per_s or bandwidth_bits_per_cycle, not both")
+        if not self.holds:
+            raise ValueError(
+                f"holds: memory {self.name!r} holds nothing; list weights, inputs or outputs, or take it out"
+            )
         if len(set(self.holds)) < len(self.holds):
             raise ValueError("holds: list every tensor once")
+        if not (self.size_bytes or self.bits_per_s(1.0) or self.read_pj_per_bit or self.write_pj_per_bit):
+            raise ValueError(f"memory {self.name!r} changes nothing: give size_bytes, a bandwidth, or read_pj_per_bit")
         if strangers := [tensor for tensor in self.resident if tensor not in self.holds]:
             raise ValueError(f"resident: {strangers[0]} cannot stay where it is not held; add it to holds")
         if self.resident and self.size_bytes is None:

@@ -107,7 +107,10 @@ def _build(path: str) -> HardwareModel:
 
 def _explain(error: ValidationError, profile: type[BaseModel]) -> str:
     """The first thing to mend, as one line. An unknown key comes first: it is often why another one is missing."""
-    problems = sorted(error.errors(include_url=False), key=lambda problem: problem["type"] != "extra_forbidden")
+    # An override repeats what is wrong in the table that it completes: the shorter place is where it was written.
+    problems = sorted(
+        error.errors(include_url=False), key=lambda problem: (problem["type"] != "extra_forbidden", len(problem["loc"]))
+    )
     problem, more = problems[0], len(problems) - 1
     location, value = problem["loc"], _shown(problem["input"])
     key = ".".join(map(str, location))

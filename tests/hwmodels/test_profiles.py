@@ -4,15 +4,17 @@ import re
 import subprocess
 import sys
 import tomllib
+from itertools import product
 from pathlib import Path
 
 import pytest
-from device_shapes import linear, wa
-from hypothesis import example, given, settings
+from device_shapes import conv, linear, wa
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import hwmodels
 from haqsearch.errors import HardwareError
+from haqsearch.spec.policy import FLOAT_CHOICE
 from hwmodels import profile
 
 README = Path(hwmodels.__file__).with_name("README.md")
@@ -75,6 +77,47 @@ def test_a_wrong_profile_says_what_to_mend(tmp_path, old, new, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "old", "new", "message"),
+    [
+        ("mpic", "macs_per_cycle = 6.5", "macs_per_cycle = -6.5", "compute.rates.0.macs_per_cycle = -6.5: should be greater"),
+        ("mpic", "macs_per_cycle = 6.5", "rate = 6.5", "compute.rates.0.rate: unknown key; known keys are weight_bits,"),
+        ("mpic", ", macs_per_cycle = 6.5", "", "compute.rates.0: give the rate once: macs_per_cycle or tera_ops_per_s"),
+        ("mpic", "weight_bits = 2, activation_bits = 2", "weight_bits = 4, activation_bits = 2", "w4a2 has two rows"),
+        ("mpic", "weight_bits = 2, activation_bits = 2", "weight_bits = 3, activation_bits = 2",
+         "compute: no rate for w2a2; add its row to rates, or leave it out of precision.pairs"),
+        ("mpic", "activation_bits = [2, 4, 8]", "activation_bits = [4, 8]", "compute: a rate for w2a2, which precision does not"),
+        ("xpulpnn", "pairs = [[2, 2]", "pairs = [[3, 3]", "precision: pair [3, 3] is not among weight_bits x activation_bits"),
+        ("gap8", "{ 4 = 2, 2 = 4 }", "{ four = 2 }", "precision.channel_multiple: 'four' is not a width; write { 4 = 2 }"),
+        ("gap8", "cores = 8", "cores = 0", "compute.cores = 0: should be greater than or equal to 1"),
+        ("edge-tpu", 'holds = ["weights"]', "holds = []", "memory.0: holds: memory 'usb' holds nothing; list weights, inputs"),
+        ("edge-tpu", 'holds = ["weights"]', 'holds = ["weight"]', "memory.0.holds.0 = 'weight': should be 'weights'"),
+        ("edge-tpu", 'resident = ["weights"]', 'resident = ["inputs"]', "memory.1: resident: inputs cannot stay where it is not"),
+        ("edge-tpu", "size_bytes = 8400000", "bandwidth_bytes_per_s = 1e9", "resident: what stays has to fit: give size_bytes"),
+        ("edge-tpu", "bandwidth_bytes_per_s = 0.44e9", "", "memory.0: memory 'usb' changes nothing: give size_bytes, a"),
+        ("edge-tpu", "bandwidth_bytes_per_s = 0.44e9", "bandwidth = 0.44e9", "memory.0.bandwidth: unknown key; did you mean"),
+        ("edge-tpu", "bandwidth_bytes_per_s = 0.44e9", "bandwidth_bytes_per_s = 1\nbandwidth_bits_per_cycle = 1", "not both"),
+        ("edge-tpu", 'name = "chip"', 'name = "usb"', "memory: two are called 'usb'; give each its own name"),
+        ("edge-tpu", "per_layer_s = 42e-6", "per_layer_s = nan", "overhead.per_layer_s = nan: should be a finite number"),
+        ("edge-tpu", "efficiency = 0.25", "efficiency = 25", "compute.efficiency = 25: should be less than or equal to 1"),
+        ("cortex-m7", "per_mac_cycles = 9.527", "per_mac = 9.527", "compute.depthwise.per_mac: unknown key; did you mean"),
+        ("cortex-m7", "per_mac_cycles = 2.6646", "per_mac_cycles = 0", "compute.linear: every coefficient is 0: a layer that"),
+        ("cortex-m7", "weight_bits = 2\nmac", "weight_bits = 4\nmac", "scales: two rows for the same widths; keep one"),
+        ("cortex-m7", "activation_bits = 2\nred", "red", "compute.scales.3: say for which weight_bits or activation_bits"),
+        ("generic-45nm", 'reads = "per_mac"', 'reads = "twice"', "memory.1.reads = 'twice': should be 'once' or 'per_mac'"),
+        ("nvidia-t4", "nvidia-t4.csv", "none.csv", "table.file = '../tables/none.csv': no such file beside the profile"),
+    ],
+)  # fmt: skip
+def test_a_wrong_data_sheet_says_what_to_mend(name, old, new, message):
+    assert old in TEXTS[name], name
+    where = str(profile.PROFILES / "mine.toml")
+    with pytest.raises(HardwareError) as caught:
+        profile.parse(tomllib.loads(TEXTS[name].replace(old, new, 1)), where)
+    assert str(caught.value).startswith(f"{where}: ")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_file_without_sources_is_a_draft_and_says_so():
     data = tomllib.loads(TEXTS["bitfusion"])
     for sources in ({}, {"sources": []}):
@@ -131,18 +174,20 @@ VALUES = st.one_of(
 
 
 def paths_of(table, prefix=()):
-    for key, value in table.items():
+    """Every place in nested tables and lists, as the keys and places that lead to it."""
+    for key, value in table.items() if isinstance(table, dict) else enumerate(table):
         yield (*prefix, key)
-        if isinstance(value, dict):
+        if isinstance(value, dict | list):
             yield from paths_of(value, (*prefix, key))
 
 
 @given(name=st.sampled_from(sorted(TEXTS)), data=st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=700, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_mutated_content_loads_or_is_refused(name, data):
     content = tomllib.loads(TEXTS[name])
+    where = str(profile.PROFILES / "mutated.toml")
     for _ in range(data.draw(st.integers(1, 2))):
-        path = data.draw(st.sampled_from(sorted(paths_of(content))))
+        path = data.draw(st.sampled_from(sorted(paths_of(content), key=str)))
         table = content
         for key in path[:-1]:
             table = table[key]
@@ -151,24 +196,26 @@ def test_mutated_content_loads_or_is_refused(name, data):
                 del table[path[-1]]
             case "set":
                 table[path[-1]] = data.draw(VALUES)
-            case "add":
+            case "add" if isinstance(table, dict):
                 table[data.draw(st.text(max_size=8))] = data.draw(VALUES)
+            case "add":
+                table.append(data.draw(VALUES))
     try:
-        device = profile.parse(content, "mutated.toml")
+        device = profile.parse(content, where)
     except HardwareError as error:
-        assert str(error).startswith("mutated.toml: ")
+        assert str(error).startswith(f"{where}: ")
         assert len(str(error).splitlines()) == 1
         return
-    layer = linear("fc", 20, 30)
-    widths = device.profile.precision
-    cost = device.cost(layer, wa(widths.weight_bits[0], widths.activation_bits[0]), 2)
-    assert all(0 <= value < float("inf") for value in cost.values.values())
+    layer, depthwise = linear("fc", 20, 30), conv("dw", 16, 16, 3, 5, groups=16)
+    for each, choice in product((layer, depthwise), (wa(*device.native_pairs[0]), FLOAT_CHOICE)):
+        if device.supports(each, choice):
+            assert all(0 <= value < float("inf") for value in device.cost(each, choice, 2).values.values())
 
 
 @given(name=st.sampled_from(sorted(TEXTS)), at=st.floats(0, 1), cut=st.integers(0, 30), put=st.binary(max_size=6))
 @example(name="bitfusion", at=0.0, cut=0, put=b"x = " + b"9" * 5000 + b"\n")
 @example(name="bitfusion", at=0.0, cut=0, put=b"x = " + b"[" * 5000)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=300, deadline=None)
 def test_mutated_text_loads_or_is_refused(tmp_path_factory, name, at, cut, put):
     raw = TEXTS[name].encode()
     start = int(at * len(raw))
