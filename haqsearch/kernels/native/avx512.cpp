@@ -5,6 +5,7 @@ namespace haq {
 
 OpPointer avx512_conv(const ConvSpec&);
 OpPointer avx512_binary(const ConvSpec&);
+OpPointer avx512_depthwise(const ConvSpec&);
 OpPointer avx512_linear(const ConvSpec&);
 OpPointer avx512_weighted_sum(const SumSpec&);
 OpPointer avx512_average(const PoolSpec&);
@@ -24,7 +25,7 @@ const Kernels kAvx512 = {
     "avx512",
     available,
     avx512_conv,
-    nullptr,
+    avx512_depthwise,
     avx512_binary,
     avx512_linear,
     avx512_weighted_sum,

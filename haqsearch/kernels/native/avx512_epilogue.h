@@ -72,6 +72,17 @@ class Requantizer {
     }
   }
 
+  // put(pixel, 64 codes) for accumulators[pixel][4][16] whose channels are in the order in which packing leaves them in the
+  // natural one: each 16-byte lane of the codes has 4 channels of the first 16, 4 of the second ...
+  template <typename Put>
+  void interleaved(const int32_t* accumulators, int pixels, int block, const Put& put) const {
+    switch (rounding_) {
+      case Rounding::kHigh: return put_interleaved<Rounding::kHigh>(accumulators, pixels, block, put);
+      case Rounding::kShifted: return put_interleaved<Rounding::kShifted>(accumulators, pixels, block, put);
+      case Rounding::kLong: return put_interleaved<Rounding::kLong>(accumulators, pixels, block, put);
+    }
+  }
+
   const Epilogue& epilogue() const { return e_; }
   int channels() const { return static_cast<int>(e_.multiplier.size()); }
 
@@ -159,6 +170,19 @@ class Requantizer {
       const __m512i back = _mm512_packs_epi32(a.scale(acc(2)), b.scale(acc(3)));
       const __m512i codes = _mm512_min_epu8(_mm512_max_epu8(_mm512_packus_epi16(front, back), low), high);
       put<Blocks>(_mm512_permutexvar_epi32(gather, codes), to + p, first, pixels - p, left);
+    }
+  }
+
+  template <Rounding rounding, typename Put>
+  void put_interleaved(const int32_t* accumulators, int pixels, int block, const Put& put) const {
+    const Lanes<rounding> a(blocks_[block], e_), b(blocks_[block + 1], e_), c(blocks_[block + 2], e_),
+        d(blocks_[block + 3], e_);
+    const __m512i low = _mm512_set1_epi8(static_cast<char>(e_.low)), high = _mm512_set1_epi8(static_cast<char>(e_.high));
+    for (int p = 0; p < pixels; ++p, accumulators += 4 * kBlock) {
+      const __m512i front = _mm512_packs_epi32(a.scale(load(accumulators)), b.scale(load(accumulators + kBlock)));
+      const __m512i back =
+          _mm512_packs_epi32(c.scale(load(accumulators + 2 * kBlock)), d.scale(load(accumulators + 3 * kBlock)));
+      put(p, _mm512_min_epu8(_mm512_max_epu8(_mm512_packus_epi16(front, back), low), high));
     }
   }
 
