@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from haqsearch.errors import ModelError
+from haqsearch.errors import DataError, ModelError
 from haqsearch.graph import Graph, Node, run_float
 from haqsearch.ptq.adaround import adaround_weight
 from haqsearch.ptq.bias_correct import InputMeans, Normal, corrected, expected_inputs, norm_outputs
@@ -99,7 +99,14 @@ class Pipeline:
         return self._covariance.statistics()
 
     def weight(self, layer: str, format: Format) -> QWeight:
-        """Integer weights of ``layer`` in ``format``, its bias corrected if a step says so. DataError if they are not finite."""
+        """Integer weights of ``layer`` in ``format``, its bias corrected if a step says so.
+
+        Raises DataError if the weights are not finite, or if statistics that a step wants have not been collected.
+        """
+        if self.needs_data:
+            raise DataError(
+                f"{self.graph.name}: {self.rounding} and bias_correct need calibration data; call collect first"
+            )
         node = self.nodes[layer]
         weight, where = self.graph.parameters[node.weight], f"layer {layer}"
         if self.rounding in RECONSTRUCTIONS:

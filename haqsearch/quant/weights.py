@@ -39,8 +39,10 @@ class QWeight:
 def quantize_weight(weight: Tensor, format: Format, where: str = "weight") -> QWeight:
     """Quantize ``weight`` (out, ...) to ``format`` (intN or intN:tensor, N <= 8) with the scales of least squared error.
 
-    Nearest rounding, half to even. A channel of zeros gets scale 1 and codes 0. Raises DataError on NaN or inf.
+    Nearest rounding, half to even. A channel of zeros gets scale 1 and codes 0. Raises DataError on NaN, infinity or no weights.
     """
+    if not weight.numel():
+        raise DataError(f"{where}: there are no weights (shape {tuple(weight.shape)})")
     if not bool(torch.isfinite(weight).all()):
         raise DataError(f"{where}: the weights hold NaN or infinity; check the weights file")
     if format.kind != "int" or not format.in_programs or format.width > 8:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from networks import inputs, traced
 
-from haqsearch.errors import ModelError
+from haqsearch.errors import DataError, ModelError
 from haqsearch.evaluate import WeightBank, prepare_network, score_logits
 from haqsearch.evaluate.metrics import float_logits, in_batches
 from haqsearch.graph import run_float
@@ -69,6 +69,12 @@ def test_one_pass_yields_all_that_is_wanted(rounding, monkeypatch):
     )
     ready.weight("classifier", W3)
     assert sum(passes) == 64
+
+
+@pytest.mark.parametrize("steps", [("reconstruct",), ("adaround",), ("nearest", "bias_correct")])
+def test_weights_that_need_data_are_refused_without(steps):
+    with pytest.raises(DataError, match="need calibration data"):
+        pipeline("tie", *steps, data=False).weight("stem", W3)
 
 
 def test_stochastic_rounding_is_the_same_each_time_and_another_in_each_layer():

@@ -173,3 +173,25 @@ def test_stochastic_rounding_is_fixed_by_its_generator():
     assert torch.equal(one, two) and not torch.equal(one, other)
     whole = torch.arange(-8.0, 9.0)
     assert torch.equal(round_stochastic(whole, torch.Generator()), whole)
+
+
+@pytest.mark.parametrize("granularity", ["", "tensor"])
+@pytest.mark.parametrize("width", [2, 8])
+def test_zeros_constants_and_single_weights_are_exact(granularity, width):
+    format = Format("int", width, granularity)
+    for w in (torch.zeros(3, 4), torch.full((3, 4), -0.7), torch.tensor([[2.5]]), torch.full((1, 1, 3, 3), 1e-30)):
+        made = quantize_weight(w, format)
+        assert bool((made.scale > 0).all()) and made.scale.shape == (len(w),)
+        torch.testing.assert_close(made.dequantize(), w, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (4, 0)])
+def test_no_weights_are_refused_by_name(shape):
+    with pytest.raises(DataError, match="layer x: there are no weights"):
+        quantize_weight(torch.zeros(shape), Format("int", 8), "layer x")
+
+
+@pytest.mark.parametrize("text", ["int8:group=4", "int8:channel", "int9:tensor", "int1:tensor", "uint8:tensor", "mx6"])
+def test_what_programs_do_not_store_is_refused(text):
+    with pytest.raises(DataError, match=rf"weights are stored as int2\.\.int8, not {text}"):
+        quantize_weight(torch.ones(2, 4), Format.of(text))
