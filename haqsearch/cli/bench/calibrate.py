@@ -1,62 +1,23 @@
-"""haqsearch bench: what something costs on this machine. To add a bench: a function here or in a file, and a line in BENCHES."""
+"""haqsearch bench calibrate: the ranges of every value by every observer at once, against plain float forward passes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
-
-from haqsearch.cli.options import AsJson, DataRoot, Overrides, assemble, results_folder
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from haqsearch.calibrate import Collector
-    from haqsearch.cli.assemble import Assembly
+    from haqsearch.cli.bench import Request
     from haqsearch.graph import Graph
-
-# Name -> MODULE:FUNCTION; the function takes (assembly, repeats), and gives what --json prints, with lines for people as "text".
-BENCHES = {"calibrate": "haqsearch.cli.bench:calibrate"}
 
 _BATCH = 64
 _FORMAT = "uint8"
 
 
-def command(
-    what: Annotated[str, typer.Argument(metavar="WHAT", help=f"One of: {', '.join(BENCHES)}.")],
-    recipe: Annotated[Path, typer.Argument(metavar="[RECIPE]", help="A recipe: a TOML file.")] = Path(
-        "searches/digits-bismo-edge.toml"
-    ),
-    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Measurements; the median counts.")] = 7,
-    set_: Overrides = None,
-    data_root: DataRoot = None,
-    json: AsJson = False,
-) -> None:
-    """Measure, on this machine: calibrate, the ranges by all observers at once against plain float forward passes."""
-    from haqsearch.errors import RecipeError
-
-    if what not in BENCHES:
-        raise RecipeError(f"unknown bench {what!r}; there are {', '.join(BENCHES)}")
-    found = _load(BENCHES[what])(assemble(recipe, set_, data_root, results_folder(recipe)), repeats)
-    lines = found.pop("text")
-    if json:
-        from json import dumps
-
-        print(dumps({"bench": what, "recipe": recipe.stem, **found}, indent=2))
-    else:
-        print("\n".join(lines))
-
-
-def _load(place: str) -> Callable[[Assembly, int], dict[str, Any]]:
-    from importlib import import_module
-
-    module, _, name = place.partition(":")
-    return getattr(import_module(module), name)
-
-
-def calibrate(assembly: Assembly, repeats: int) -> dict[str, Any]:
+def calibrate(request: Request) -> dict[str, Any]:
     """Seconds and memory of one calibration with every observer, against the forward pass of the same images alone.
 
     Every quantized value is observed by all observers but cross-entropy, which is for logits and sees the output. A calibration
@@ -72,6 +33,7 @@ def calibrate(assembly: Assembly, repeats: int) -> dict[str, Any]:
     from haqsearch.graph import trace
     from haqsearch.ptq import prepare
 
+    assembly, repeats = request.assembly(), request.repeats
     images = assembly.splits.calibrate[0]
     graph = prepare(trace(assembly.network, images[:2], assembly.model_name))
     seconds: dict[str, list[float]] = {"forward": [], "collect": [], "ranges": []}

@@ -1,0 +1,96 @@
+"""Two things timed in turns, so that a busy machine slows both; rows of ratios, and their CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import platform
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison. ``ratio``: baseline's time over ours, the median of the turns, with quartiles; seconds are medians."""
+
+    case: str
+    policy: str
+    baseline: str
+    threads: int
+    ratio: float
+    q1: float
+    q3: float
+    ours_s: float
+    baseline_s: float
+    note: str = ""
+
+    def text(self) -> str:
+        return (
+            f"{self.case:32s} {self.policy:8s} {self.baseline:14s} {self.threads} thread{'s'[: self.threads > 1]:1s} "
+            f"{self.ratio:6.2f} ({self.q1:.2f} .. {self.q3:.2f})  {1e3 * self.ours_s:9.3f} ms  {self.note}"
+        )
+
+
+def compare(ours: Callable[[], Any], theirs: Callable[[], Any], repeats: int) -> dict[str, float]:
+    """The figures of a Row: each turn times both, one right after the other, whichever comes first changing."""
+    import numpy as np
+
+    ours(), theirs()  # first calls allocate and choose algorithms
+    times: dict[str, list[float]] = {"ours": [], "theirs": []}
+    for turn in range(repeats):
+        pair = [("ours", ours), ("theirs", theirs)]
+        for name, work in pair if turn % 2 else reversed(pair):
+            start = time.perf_counter()
+            work()
+            times[name].append(time.perf_counter() - start)
+    ratios = np.array(times["theirs"]) / np.array(times["ours"])
+    q1, ratio, q3 = (round(float(v), 3) for v in np.quantile(ratios, [0.25, 0.5, 0.75]))
+    medians = {f"{name}_s": float(np.median(values)) for name, values in times.items()}
+    return {"ratio": ratio, "q1": q1, "q3": q3, "ours_s": medians["ours_s"], "baseline_s": medians["theirs_s"]}
+
+
+def seconds(work: Callable[[], Any], repeats: int = 3) -> float:
+    """Least time of a few."""
+    found = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        found.append(time.perf_counter() - start)
+    return min(found)
+
+
+def report(
+    rows: Sequence[Row], what: str, folder: Path | None, more: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """What a bench of rows gives: the rows as objects, where and with what they were measured, lines for people."""
+    from haqsearch.cli.outcome import environment
+    from haqsearch.files import write_text_atomic
+    from haqsearch.kernels import native
+
+    machine = {**environment(), "isa": native.isa() or native.isas()[0]}
+    lines = [row.text() for row in rows]
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"{what}-{_slug(machine['processor'])}-{machine['isa']}-torch{machine['torch'].split('+')[0]}.csv"
+        write_text_atomic(folder / name, _csv(rows, machine))
+        lines.append(f"written: {folder / name}")
+    return {"rows": [asdict(row) for row in rows], "environment": machine, **(more or {}), "text": lines}
+
+
+def _csv(rows: Sequence[Row], machine: Mapping[str, Any]) -> str:
+    text = io.StringIO()
+    columns = ("commit", "processor", "isa", "torch")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*Row.__dataclass_fields__, *columns, "python"])
+    for row in rows:
+        values = [f"{v:.6g}" if isinstance(v, float) else v for v in asdict(row).values()]
+        writer.writerow([*values, *(machine[c] for c in columns), platform.python_version()])
+    return text.getvalue()
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
