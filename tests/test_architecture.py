@@ -60,6 +60,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     ),
     "ray": ("haqsearch/search/ray_pool.py",),
     "optuna": ("haqsearch/agents/", "haqsearch/search/", "haqsearch/testing/"),
+    "triton": ("haqsearch/kernels/triton/",),
     "onnx": ("haqsearch/export/",),
     "plotly": ("haqsearch/report/",),
     "pandas": ("haqsearch/search/records.py", "haqsearch/report/", "hwmodels/table.py"),

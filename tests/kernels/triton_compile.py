@@ -1,7 +1,7 @@
-"""Compile every Triton kernel for GPUs that need not be there, as calls of the operators would: python -m tests.kernels.triton_compile
+"""Compile the Triton kernels as calls of the operators would, for GPUs that need not be there.
 
-Prints a line of JSON each: kernel, capability, bits, wide, and what its PTX multiplies matrices with. With ``all``: every packing, and
-tiles of 64 x 64 instead of 16 x 16.
+``python -m tests.kernels.triton_compile`` prints a line of JSON a kernel: the compute capability, and what multiplies matrices in
+its PTX. With ``all``: every packing, tiles of 64 x 64, and capability 9.0 besides 8.0.
 """
 
 from __future__ import annotations
@@ -36,9 +36,11 @@ def signature(value, path, constants):
 def compile_only(kernel, grid, out, args, **constants):
     """In place of the launch."""
     ones: dict[tuple[int, ...], int] = {}
-    types = {name: signature(value, (i,), ones) for i, (name, value) in enumerate(zip(kernel.arg_names, args, strict=False))}
+    types = {
+        name: signature(value, (i,), ones) for i, (name, value) in enumerate(zip(kernel.arg_names, args, strict=False))
+    }
     types |= dict.fromkeys(constants, "constexpr")
-    for capability in (80, 90):
+    for capability in (80, 90) if "all" in sys.argv else (80,):
         source = ASTSource(kernel, types, {**constants, **ones})
         code = triton.compile(source, target=GPUTarget("cuda", capability, 32)).asm
         dots = sorted(set(re.findall(r"(w?g?mma)\.[\w:.]*s32\.s8\.s8", code["ptx"])))
@@ -52,19 +54,22 @@ def main(everything: bool) -> None:
     x = torch.zeros((2, channels, 8, 8), dtype=torch.uint8)
     constant = torch.ones(channels, dtype=torch.int64)
     epilogue = (constant, constant, constant, 7, 0, 255, torch.uint8)
-    pair, window = [1, 1], [3, 3]
+    ones, three = [1, 1], [3, 3]
+
+    def convolve(bits, groups=1):
+        weight = torch.arange(channels * channels // groups * 9) % 2**bits - 2 ** (bits - 1)
+        weight = weight.to(torch.int8).view(channels, -1, 3, 3)
+        backend.conv2d(x, 13, weight, bits, ones, ones, ones, groups, 0, *epilogue)
+
     for bits in (8, 4, 2, 1) if everything else (4,):
-        weight = torch.arange(2**bits).sub(2 ** (bits - 1)).repeat(channels * 9)[: channels * channels * 9].to(torch.int8)
-        backend.conv2d(x, 13, weight.view(channels, channels, 3, 3), bits, pair, pair, pair, 1, 0, *epilogue)
-    if everything:
+        convolve(bits)
+    if everything:  # a linear layer's window is ones: constants to the compiler
         backend.linear(x[:, :, 0, 0], 1, torch.ones((channels, channels), dtype=torch.int8), 8, 0, *epilogue)
         packing.MAX_MAGNITUDE = 0
-        backend.conv2d(x, 13, weight.clone().view(channels, channels, 3, 3), 1, pair, pair, pair, 1, 0, *epilogue)
-    backend.conv2d(
-        x, 13, torch.ones((channels, 1, 3, 3), dtype=torch.int8), 8, pair, pair, pair, channels, 0, *epilogue
-    )
-    backend.average_pool2d(x, 13, window, pair, pair, *epilogue)
-    backend.max_pool2d(x, window, pair, pair, pair)
+        convolve(8)
+    convolve(8, groups=channels)
+    backend.average_pool2d(x, 13, three, ones, ones, *epilogue)
+    backend.max_pool2d(x, three, ones, ones, ones)
     backend.weighted_sum([x, x.to(torch.int16)], [3, 1], [2**40, 1], *epilogue)
 
 
