@@ -11,16 +11,15 @@ namespace haq::avx2 {
 namespace {
 
 constexpr int kPanelPixels = 48;
-// Where int8 sums go on for so many steps, the direct way beats Winograd's.
-constexpr double kLongBlock = 8, kLongBlockStrided = 1;
+constexpr double kLongBlock = 8;  // where int8 sums go on for so many steps, the direct way beats Winograd's
 
 int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
 // What one run() knows of its input: how the taps of a pixel follow each other in memory.
 struct Layout {
-  bool direct = false;          // the tile reads the image itself; else a panel is gathered first
-  int segments = 0, bytes = 0;  // contiguous stretches of a window, and their length
-  std::vector<std::ptrdiff_t> offset;
+  bool direct = false;  // the tile reads the image itself; else a panel is gathered first
+  int bytes = 0;        // of a window, so many lie together
+  std::vector<std::ptrdiff_t> offset;  // from one such piece to the window's first byte
 };
 
 // The panel's pixels: where each one's window begins, and where its codes go.
@@ -84,10 +83,14 @@ class Conv final : public Op {
  public:
   explicit Conv(const ConvSpec& spec) : s_(spec) {
     s_.weight.clear();  // the packed ones are kept
-    depth_ = s_.group_inputs() * s_.kernel_h * s_.kernel_w;
-    const Weights codes(spec, depth_);
-    wide_ = !codes.pairs_fit(spec);
-    steps_ = (depth_ + per_step() - 1) / per_step();
+    cut_window();
+    Weights codes(spec, stretch_, padded_);
+    if (!codes.pairs_fit(spec)) {
+      wide_ = true;
+      gather_whole_windows();
+      codes = Weights(spec, stretch_, padded_);
+    }
+    steps_ = stretches_ * padded_ / per_step();
     pack(codes);
     requantizer_ = std::make_unique<Requantizer>(by_block(spec.folded()), static_cast<int>(blocks_.size()) * kTileChannels,
                                                  spec.bound());
@@ -124,15 +127,18 @@ class Conv final : public Op {
   int64_t packed_bytes() const override { return static_cast<int64_t>(blocks_.size()) * steps_ * kStepBytes; }
 
  private:
-  // The weights in the order a window lies in memory: (out, kh, kw, in), each row padded to whole steps.
+  // The weights in the order a window lies in memory: (out, kh, kw, in), each stretch of `length` codes padded to `padded`.
   struct Weights {
-    Weights(const ConvSpec& s, int depth) : row(static_cast<int>(round_up(depth, 4))) {
-      code.resize(size_t(s.out_channels) * row);
+    Weights(const ConvSpec& s, int length, int padded) {
       const int inputs = s.group_inputs(), taps = s.kernel_h * s.kernel_w;
+      row = inputs * taps / length * padded;
+      code.resize(size_t(s.out_channels) * row);
       for (int n = 0; n < s.out_channels; ++n)
         for (int c = 0; c < inputs; ++c)
-          for (int t = 0; t < taps; ++t)
-            code[size_t(n) * row + t * inputs + c] = s.weight[(size_t(n) * inputs + c) * taps + t];
+          for (int t = 0; t < taps; ++t) {
+            const int k = t * inputs + c;
+            code[size_t(n) * row + k / length * padded + k % length] = s.weight[(size_t(n) * inputs + c) * taps + t];
+          }
     }
 
     const int8_t* at(int n, int k) const { return code.data() + size_t(n) * row + k; }
@@ -153,6 +159,23 @@ class Conv final : public Op {
   };
 
   int per_step() const { return wide_ ? 2 : 4; }
+
+  // The tile reads stretches of codes that lie together: rows of the window, or its taps. Their ends are padded to whole
+  // steps with weights of zero; where those steps cost more than copying, the windows are gathered.
+  void cut_window() {
+    const int inputs = s_.group_inputs(), depth = inputs * s_.kernel_h * s_.kernel_w;
+    stretch_ = s_.dilation_w == 1 && s_.groups == 1 ? inputs * s_.kernel_w : inputs;
+    stretches_ = depth / stretch_;
+    padded_ = static_cast<int>(round_up(stretch_, 4));
+    const int64_t waste = (stretches_ * padded_ - round_up(depth, 4)) / 4 * (round_up(s_.out_channels, 16) / 16);
+    if (waste > stretches_ * (round_up(stretch_, 16) / 16)) gather_whole_windows();
+  }
+
+  void gather_whole_windows() {
+    stretch_ = s_.group_inputs() * s_.kernel_h * s_.kernel_w;
+    stretches_ = 1;
+    padded_ = static_cast<int>(round_up(stretch_, per_step()));
+  }
 
   void pack(const Weights& codes) {
     const int outputs = s_.out_channels / s_.groups;
@@ -227,21 +250,18 @@ class Conv final : public Op {
   Layout lay_out(const View& in) const {
     Layout layout;
     const int inputs = s_.group_inputs();
-    const bool rows = s_.dilation_w == 1 && in.pixel == inputs;  // a row of the window is one stretch
+    const bool rows = s_.dilation_w == 1 && in.pixel == inputs;  // a row of the window lies together
     const int taps = rows ? 1 : s_.kernel_w;
     layout.bytes = rows ? inputs * s_.kernel_w : inputs;
-    layout.segments = s_.kernel_h * taps;
-    layout.direct = !wide_ && layout.bytes % 4 == 0;
+    layout.direct = !wide_ && layout.bytes == stretch_;
     for (int ky = 0; ky < s_.kernel_h; ++ky)
       for (int kx = 0; kx < taps; ++kx)
         layout.offset.push_back(ky * s_.dilation_h * in.row + kx * s_.dilation_w * in.pixel);
     return layout;
   }
 
-  int gathered_bytes() const {
-    // segments are copied sixteen codes at a time, the last one running over
-    return static_cast<int>(round_up(depth_ + 16, 16)) * (wide_ ? 2 : 1);
-  }
+  // Of a gathered window: codes are copied sixteen at a time, the last ones running over.
+  int gathered_bytes() const { return static_cast<int>(round_up(stretches_ * padded_ + 16, 16)) * (wide_ ? 2 : 1); }
 
   // The runs of all blocks; first[b] .. first[b + 1] are those of block b.
   struct Runs {
@@ -251,7 +271,7 @@ class Conv final : public Op {
 
   // The steps of a block, cut where a stretch of the window or a block of sums ends.
   void add_runs(const Block& block, const Layout& layout, Runs& runs) const {
-    const int stretch = layout.direct ? layout.bytes / 4 : steps_;
+    const int stretch = layout.direct ? padded_ / 4 : steps_;
     size_t next = 0;
     int left = block.kind == Kind::kBlocks ? block.widen[0] : steps_;
     for (int done = 0, within = 0; done < steps_;) {
@@ -284,15 +304,16 @@ class Conv final : public Op {
     const size_t row = static_cast<size_t>(gathered_bytes());
     if (memory.size() < row * kPanelPixels) memory.resize(row * kPanelPixels);
     for (int i = 0; i < panel.count; ++i) panel.gathered[i] = memory.data() + i * row;
-    uint8_t* to = memory.data();
     const int code_bytes = wide_ ? 2 : 1;
+    int done = 0;  // codes of the window
     for (const std::ptrdiff_t offset : layout.offset) {
+      uint8_t* const to = memory.data() + (done / stretch_ * padded_ + done % stretch_) * code_bytes;
       for (int k = 0; k < layout.bytes; k += 16) {  // what runs over is overwritten by the next stretch
         const std::ptrdiff_t from = group * s_.group_inputs() + offset + k;
         if (wide_) copy_sixteen<true>(panel, from, to + 2 * k, row);
         else copy_sixteen<false>(panel, from, to + k, row);
       }
-      to += layout.bytes * code_bytes;
+      done += layout.bytes;
     }
   }
 
@@ -330,7 +351,8 @@ class Conv final : public Op {
 
   ConvSpec s_;
   bool wide_ = false;  // int16 operands
-  int depth_ = 0, steps_ = 0;
+  int stretch_ = 0, padded_ = 0, stretches_ = 0;  // codes that lie together, with padding, and how often
+  int steps_ = 0;
   std::vector<Block> blocks_;
   std::unique_ptr<int8_t, Free> packed_;
   std::unique_ptr<Requantizer> requantizer_;
@@ -340,8 +362,8 @@ class Conv final : public Op {
 
 OpPointer make_conv(const ConvSpec& spec) {
   auto direct = std::make_unique<Conv>(spec);
-  if (direct->steps_a_block() < (spec.stride_h == 1 ? kLongBlock : kLongBlockStrided))
-    if (OpPointer winograd = make_winograd(spec)) return winograd;
+  if (direct->steps_a_block() < kLongBlock)
+    if (OpPointer winograd = make_winograd(spec, direct->steps_a_block())) return winograd;
   return direct;
 }
 

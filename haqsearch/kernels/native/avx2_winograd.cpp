@@ -14,7 +14,7 @@
 namespace haq::avx2 {
 namespace {
 
-constexpr int kPanelTiles = 24;  // transformed at a time
+constexpr int kPanelTiles = 12;  // transformed at a time
 constexpr int64_t kCacheBytes = 512 * 1024;
 
 // Stride 1, F(2, 3): 4 multiplications for 2 outputs, where the direct way has 6; 16 instead of 36 in two dimensions.
@@ -290,12 +290,16 @@ OpPointer make(const ConvSpec& spec) {
 
 }  // namespace
 
-OpPointer make_winograd(const ConvSpec& s) {
+OpPointer make_winograd(const ConvSpec& s, double steps_a_block) {
   const bool fits = s.kernel_h == 3 && s.kernel_w == 3 && s.stride_h == s.stride_w && s.stride_h <= 2 &&
                     s.dilation_h == 1 && s.dilation_w == 1 && s.groups == 1;
   // few channels: the transforms cost more than they save
   if (!fits || s.in_channels < 12 || s.out_channels < 12) return nullptr;
-  return s.stride_h == 1 ? make<StrideOne>(s) : make<StrideTwo>(s);
+  if (s.stride_h == 1) return make<StrideOne>(s);
+  // The gain is smaller, and lost where the weights do not stay near.
+  if (steps_a_block > 1.5) return nullptr;
+  OpPointer op = make<StrideTwo>(s);
+  return op && op->packed_bytes() > 4 * kCacheBytes ? nullptr : std::move(op);
 }
 
 }  // namespace haq::avx2
