@@ -289,3 +289,56 @@ def _alike(program: IntegerProgram, step: Instruction) -> Any:
         tuple(weight.shape) if weight is not None else (),
         str(step.weight_format),
     )
+
+
+def profile_text(
+    name: str, summary: str, sources: Sequence[str], bits: Sequence[Sequence[int]], batch: int, table: str
+) -> str:
+    """A profile (TOML) to lay the measured ``table`` over: every pair of ``bits`` at one rate, and a fixed time a layer.
+
+    How fast the machine is the table says; these numbers only carry it from shape to shape.
+    """
+    from json import dumps  # a TOML string is a JSON string
+
+    weights, activations = bits
+    rates = [
+        f"    {{ weight_bits = {w}, activation_bits = {a}, macs_per_cycle = 64 }},"
+        for w in weights
+        for a in activations
+    ]
+    return "\n".join(
+        [
+            "# Measured: haqsearch hw measure wrote this file and the table; run it again on your own machine.",
+            "schema = 1",
+            f"name = {dumps(name)}",
+            f"summary = {dumps(summary)}",
+            "sources = [",
+            *[f"    {dumps(source)}," for source in sources],
+            "]",
+            "# The table scales them: they only say how layers of other shapes differ.",
+            'assumed = ["clock.frequency_hz", "compute.rates", "overhead.per_layer_s"]',
+            f"default_batch = {batch}",
+            "",
+            "[clock]",
+            "frequency_hz = 3e9",
+            "",
+            "[precision]",
+            f"weight_bits = {list(weights)}",
+            f"activation_bits = {list(activations)}",
+            'unsupported = "error"',
+            "",
+            "[compute]",
+            'kind = "rates"',
+            "rates = [",
+            *rates,
+            "    { weight_bits = 32, activation_bits = 32, macs_per_cycle = 16 },",
+            "]",
+            "",
+            "[overhead]",
+            "per_layer_s = 1e-6",
+            "",
+            "[table]",
+            f"file = {dumps(table)}",
+            "",
+        ]
+    )

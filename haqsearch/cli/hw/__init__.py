@@ -12,6 +12,7 @@ COMMANDS = {
     "check": "haqsearch.cli.hw.check",
     "new": "haqsearch.cli.hw.new",
     "compare": "haqsearch.cli.hw.compare",
+    "measure": "haqsearch.cli.hw.measure",
     "validate": "haqsearch.cli.hw.validate",
 }
 
