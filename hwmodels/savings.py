@@ -57,6 +57,13 @@ def savings(meter: Meter, policy: Policy, metric: str = "latency_s", widths: Ite
     return found
 
 
+def idle(meter: Meter, policy: Policy) -> tuple[str, dict[str, tuple[str, ...]]]:
+    """The metric looked at - latency, where the device knows it - and each layer's roles that could be narrower for nothing."""
+    metric = "latency_s" if "latency_s" in meter.metrics else meter.metrics[0]
+    roles = {saving.layer: saving.idle for saving in savings(meter, policy, metric)}
+    return metric, {layer.name: roles.get(layer.name, ()) for layer in meter.model}
+
+
 def _saved(meter: Meter, layer: LayerSpec, cost: float, other: Choice, metric: str) -> float:
     if cost <= 0 or not meter.device.supports(layer, other):
         return 0.0

@@ -23,22 +23,21 @@ def command(
     from json import dumps as quoted
 
     from haqsearch.cli.assemble import check_policy_widths, load_policy
-    from hwmodels.savings import savings
+    from hwmodels.savings import idle
 
     overrides = [*(set_ or []), *([f"hardware={quoted(hardware)}"] if hardware else [])]
     assembly = assemble(recipe, overrides, data_root, results_folder(recipe))
     chosen = load_policy(policy, assembly)
     check_policy_widths(chosen, assembly)
     costs, int8 = assembly.meter.costs(chosen), assembly.meter.int8()
-    metric = "latency_s" if "latency_s" in assembly.device.metrics else assembly.meter.metrics[0]
-    idle = {saving.layer: saving for saving in savings(assembly.meter, chosen, metric)}
+    metric, roles = idle(assembly.meter, chosen)
     layers = [
         {
             "layer": layer.name,
             "choice": str(chosen[layer.name]),
             "bound": cost.bound,
             "source": cost.source,
-            "buys_nothing": list(idle[layer.name].idle) if layer.name in idle else [],
+            "buys_nothing": list(roles[layer.name]),
             **cost.values,
         }
         for layer, cost in assembly.meter.layer_costs(chosen)

@@ -85,6 +85,9 @@ def summarize_uniform(a: Assembly, best: Record, finished: Candidate | None) -> 
 
 def policy_json(a: Assembly, best: Candidate) -> dict[str, Any]:
     """``policy.json``: formats by layer, what they cost, and for which weights and device they were found."""
+    from hwmodels.savings import idle
+
+    _, idle_roles = idle(a.meter, best.policy)
     pinned = {layer for v in a.space.variables if v.role == "weight" and len(v.candidates) == 1 for layer in v.layers}
     layer_costs = [
         {
@@ -96,6 +99,8 @@ def policy_json(a: Assembly, best: Candidate) -> dict[str, Any]:
             "macs": layer.macs,
             "pinned": layer.name in pinned or not layer.quantizable,
             "bound": cost.bound,
+            "source": cost.source,
+            "buys_nothing": list(idle_roles[layer.name]),
             **cost.values,
         }
         for layer, cost in a.meter.layer_costs(best.policy)

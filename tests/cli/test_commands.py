@@ -54,6 +54,43 @@ def test_cost_adds_up_and_follows_the_device(project, call):
     assert prices["bismo-edge"]["size_bytes"] == prices["bitfusion"]["size_bytes"]
 
 
+def test_cost_says_where_fewer_bits_buy_nothing(project, call):
+    for device, every in (("ethos-u55-256", True), ("mpic", False)):
+        found = json.loads(call("cost", "my.toml", "--hardware", device, "--json", cwd=project).out)
+        assert found["buys_nothing_metric"] == "latency_s"
+        assert all((layer["buys_nothing"] == ["weight", "activation", "both"]) == every for layer in found["layers"])
+    people = call("cost", "my.toml", "--hardware", "ethos-u55-256", cwd=project).out
+    assert "save less than 1 % of latency_s in 3 of 3" in " ".join(people.split())
+    assert "layers: 3 extrapolated" in call("cost", "my.toml", "--hardware", "nvidia-t4", cwd=project).out
+
+
+def test_a_device_without_sources_is_called_a_draft(project, call):
+    from hwmodels.profile import PROFILES
+
+    text = (PROFILES / "mpic.toml").read_text()
+    before, _, after = text.partition("sources = [")
+    (project / "draft.toml").write_text(before + after.partition("]\n")[2])
+    assert "a draft: names no sources" in " ".join(
+        call("cost", "my.toml", "--hardware", "draft.toml", cwd=project).out.split()
+    )
+    found = json.loads(call("cost", "my.toml", "--hardware", "draft.toml", "--json", cwd=project).out)
+    assert found["hardware"]["draft"] and found["hardware"]["summary"].endswith("(draft: names no sources)")
+
+
+def test_dominated_widths_leave_the_search(project, call):
+    every = json.loads(call("inspect", "my.toml", "--json", "--set", 'hardware="ethos-u55-256"', cwd=project).out)
+    settings = [
+        "--set",
+        'hardware="ethos-u55-256"',
+        "--set",
+        "prune_dominated=true",
+        "--set",
+        'budget=["latency_s <= 1 ms"]',
+    ]
+    pruned = json.loads(call("inspect", "my.toml", "--json", *settings, cwd=project).out)
+    assert (every["policies"], pruned["policies"]) == (3**4, 1)
+
+
 def test_evaluate_scores_a_policy_file_as_the_run_did(finished, call, tmp_path):
     """The policy of the run, before its fine-tuning; uniform:w8a8 is the run's int8_accuracy to the last digit."""
     summary = json.loads((finished.folder / "summary.json").read_text())
