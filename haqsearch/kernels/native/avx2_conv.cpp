@@ -11,8 +11,6 @@ namespace haq::avx2 {
 namespace {
 
 constexpr int kPanelPixels = 48;
-constexpr double kLongBlock = 8;  // where int8 sums go on for so many steps, the direct way beats Winograd's
-
 int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
 // What one run() knows of its input: how the taps of a pixel follow each other in memory.
@@ -362,8 +360,7 @@ class Conv final : public Op {
 
 OpPointer make_conv(const ConvSpec& spec) {
   auto direct = std::make_unique<Conv>(spec);
-  if (direct->steps_a_block() < kLongBlock)
-    if (OpPointer winograd = make_winograd(spec, direct->steps_a_block())) return winograd;
+  if (OpPointer winograd = make_winograd(spec, direct->steps_a_block())) return winograd;
   return direct;
 }
 

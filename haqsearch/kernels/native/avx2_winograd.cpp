@@ -15,7 +15,7 @@ namespace haq::avx2 {
 namespace {
 
 constexpr int kPanelTiles = 12;  // transformed at a time
-constexpr int64_t kCacheBytes = 512 * 1024;
+constexpr int64_t kCacheBytes = 512 * 1024, kNearBytes = 2 * 1024 * 1024;
 
 // Stride 1, F(2, 3): 4 multiplications for 2 outputs, where the direct way has 6; 16 instead of 36 in two dimensions.
 // G has halves; 2 G has none, so the sums come out four times as large: exact, and the epilogue shifts by two more.
@@ -293,13 +293,15 @@ OpPointer make(const ConvSpec& spec) {
 OpPointer make_winograd(const ConvSpec& s, double steps_a_block) {
   const bool fits = s.kernel_h == 3 && s.kernel_w == 3 && s.stride_h == s.stride_w && s.stride_h <= 2 &&
                     s.dilation_h == 1 && s.dilation_w == 1 && s.groups == 1;
-  // few channels: the transforms cost more than they save
+  // Few channels: the transforms cost more than they save.
   if (!fits || s.in_channels < 12 || s.out_channels < 12) return nullptr;
-  if (s.stride_h == 1) return make<StrideOne>(s);
-  // The gain is smaller, and lost where the weights do not stay near.
-  if (steps_a_block > 1.5) return nullptr;
-  OpPointer op = make<StrideTwo>(s);
-  return op && op->packed_bytes() > 4 * kCacheBytes ? nullptr : std::move(op);
+  // The saving is smaller for stride 2, and where direct int8 sums go on for many steps.
+  if (s.stride_h == 2 && steps_a_block > 1.5) return nullptr;
+  if (steps_a_block > 8 && s.in_channels < 32) return nullptr;
+  OpPointer op = s.stride_h == 1 ? make<StrideOne>(s) : make<StrideTwo>(s);
+  // It is lost where the weights, more than twice the direct ones, do not stay near.
+  const int64_t near = s.stride_h == 2 ? kNearBytes : steps_a_block > 4 ? 2 * kNearBytes : INT64_MAX;
+  return op && op->packed_bytes() > near ? nullptr : std::move(op);
 }
 
 }  // namespace haq::avx2
