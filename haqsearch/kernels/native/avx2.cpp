@@ -5,6 +5,7 @@
 namespace haq {
 
 OpPointer avx2_binary(const ConvSpec&);
+OpPointer avx2_depthwise(const ConvSpec&);
 OpPointer avx2_linear(const ConvSpec&);
 OpPointer avx2_weighted_sum(const SumSpec&);
 OpPointer avx2_average(const PoolSpec&);
@@ -20,7 +21,7 @@ const Kernels kAvx2 = {
     "avx2",
     available,
     avx2::make_conv,
-    nullptr,
+    avx2_depthwise,
     avx2_binary,
     avx2_linear,
     avx2_weighted_sum,

@@ -68,6 +68,19 @@ class Requantizer {
     }
   }
 
+  // Codes of channels channel .. channel + 32 whose order is such that packing, which works on 128-bit lanes, leaves the codes
+  // in the order they are wanted in.
+  __m256i interleaved(const __m256i (&acc)[4], int channel) const {
+    const auto scale = [&](int i) {
+      const __m256i a = shifts_up_ ? _mm256_sllv_epi32(acc[i], load(&up_[channel + 8 * i])) : acc[i];
+      return Constants(*this, channel + 8 * i).scale(a);
+    };
+    const __m256i front = _mm256_adds_epi16(_mm256_packs_epi32(scale(0), scale(1)), zero_point_);
+    const __m256i back = _mm256_adds_epi16(_mm256_packs_epi32(scale(2), scale(3)), zero_point_);
+    const __m256i low = _mm256_broadcastsi128_si256(low_), high = _mm256_broadcastsi128_si256(high_);
+    return _mm256_min_epu8(_mm256_max_epu8(_mm256_packus_epi16(front, back), low), high);
+  }
+
   bool wide() const { return epilogue_.wide; }
 
   // Whether sixteen() may be used; store() sees to it by itself.

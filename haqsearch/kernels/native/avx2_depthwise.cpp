@@ -1,0 +1,134 @@
+// Depthwise convolution with vpmaddubsw, 32 channels (or rows times channels) at a time. Exact: whether the sums of two
+// products fit int16, and how many of those may be added up, is decided by the weights as they are.
+#include <cstdlib>
+#include <cstring>
+
+#include "avx2_epilogue.h"
+#include "depthwise.h"
+
+namespace haq {
+namespace {
+
+enum class Width {
+  kPair,   // one product each, then int32: always fits
+  kInt,    // two products each, then int32
+  kShort,  // int16 until the window is done
+};
+
+template <Width width>
+struct Avx2 {
+  static constexpr int kLanes = 2, kColumns = 2;
+  static constexpr const char* kMethod = width == Width::kPair  ? "avx2 maddubs in halves, channels"
+                                         : width == Width::kInt ? "avx2 maddubs, channels"
+                                                                : "avx2 maddubs in int16, channels";
+  using Bytes = __m256i;
+  using Sum = __m256i;
+
+  // One register of weights; of kPair two, so that each product stays alone.
+  struct alignas(64) Weights {
+    static constexpr int kTerms = width == Width::kPair ? 2 : 1;
+    int8_t value[kTerms][32] = {};
+    void set(int place, int8_t weight) { value[place % kTerms][place] = weight; }
+  };
+
+  struct Requantizer : avx2::Requantizer {
+    Requantizer(const Epilogue& e, int64_t bound) : avx2::Requantizer(e, static_cast<int>(e.multiplier.size()), bound) {}
+  };
+
+  static Sum zero() { return _mm256_setzero_si256(); }
+
+  static void spill(int32_t* to, Sum sum) {
+    if constexpr (width == Width::kShort) sum = _mm256_madd_epi16(sum, _mm256_set1_epi16(1));
+    _mm256_store_si256(reinterpret_cast<__m256i*>(to), sum);
+  }
+
+  static Sum add(Sum sum, Bytes pixels, const Weights& w) {
+    const auto products = [&](int term) {
+      return _mm256_maddubs_epi16(pixels, _mm256_load_si256(reinterpret_cast<const __m256i*>(w.value[term])));
+    };
+    if constexpr (width == Width::kShort) return _mm256_add_epi16(sum, products(0));
+    for (int term = 0; term < Weights::kTerms; ++term)
+      sum = _mm256_add_epi32(sum, _mm256_madd_epi16(products(term), _mm256_set1_epi16(1)));
+    return sum;
+  }
+
+  // 32 / Rows bytes of each row.
+  template <int Rows>
+  static Bytes load(const uint8_t* const* row, std::ptrdiff_t at) {
+    if constexpr (Rows == 1) return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row[0] + at));
+    const auto half = [&](int r) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(row[r] + at)); };
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(half(0)), half(Rows - 1), 1);
+  }
+
+  static void interleave(Bytes a, Bytes b, Bytes c, Bytes d, Bytes* quad) {
+    const __m256i front_ab = _mm256_unpacklo_epi8(a, b), back_ab = _mm256_unpackhi_epi8(a, b);
+    const __m256i front_cd = _mm256_unpacklo_epi8(c, d), back_cd = _mm256_unpackhi_epi8(c, d);
+    quad[0] = _mm256_unpacklo_epi16(front_ab, front_cd), quad[1] = _mm256_unpackhi_epi16(front_ab, front_cd);
+    quad[2] = _mm256_unpacklo_epi16(back_ab, back_cd), quad[3] = _mm256_unpackhi_epi16(back_ab, back_cd);
+  }
+
+  template <int Rows>
+  static void store(const Requantizer& requantizer, int panel, int channels, const int32_t* sums, const int* columns,
+                    int count, uint8_t* const* to, std::ptrdiff_t pixel) {
+    for (int i = 0; i < count; ++i, sums += 32) {
+      const __m256i codes = thirty_two(requantizer, 32 * panel, sums);
+      const std::ptrdiff_t at = columns[i] * pixel;
+      if constexpr (Rows == 1) _mm256_storeu_si256(reinterpret_cast<__m256i*>(to[0] + at), codes);
+      else put(to[0] + at, channels, _mm256_castsi256_si128(codes)), put(to[1] + at, channels, _mm256_extracti128_si256(codes, 1));
+    }
+  }
+
+ private:
+  static __m256i thirty_two(const Requantizer& requantizer, int channel, const int32_t* sums) {
+    __m256i acc[4];
+    for (int i = 0; i < 4; ++i) acc[i] = _mm256_load_si256(reinterpret_cast<const __m256i*>(sums + 8 * i));
+    if (requantizer.vector()) return requantizer.interleaved(acc, channel);
+    alignas(32) uint8_t codes[48];  // 16 bytes of room for wide ones, which never come here
+    requantizer.store(codes, channel, 16, acc[0], acc[1]);
+    requantizer.store(codes + 16, channel + 16, 16, acc[2], acc[3]);
+    // fours of channels 0 4 1 5 2 6 3 7 -> 0 1 2 3 4 5 6 7
+    const __m256i order = _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7);
+    return _mm256_permutevar8x32_epi32(_mm256_load_si256(reinterpret_cast<const __m256i*>(codes)), order);
+  }
+
+  static void put(uint8_t* to, int count, __m128i codes) {
+    if (count == 16) return _mm_storeu_si128(reinterpret_cast<__m128i*>(to), codes);
+    alignas(16) uint8_t bytes[16];
+    _mm_store_si128(reinterpret_cast<__m128i*>(bytes), codes);
+    std::memcpy(to, bytes, static_cast<size_t>(count));
+  }
+};
+
+// The narrowest sums that hold whatever the inputs are. A 16-bit place adds up two neighbouring taps of each quad.
+Width narrowest(const ConvSpec& s) {
+  int largest_pair = 0, largest_sum = 0;
+  for (int c = 0; c < s.out_channels; ++c)
+    for (int place = 0; place < 4; ++place) {  // the first tap of the two, modulo 4, when the weights are moved or not
+      int sum = 0;
+      for (int ky = 0; ky < s.kernel_h; ++ky)
+        for (int kx = place - 1; kx < s.kernel_w; kx += 4) {
+          const auto weight = [&](int x) {
+            return x < 0 || x >= s.kernel_w ? 0 : std::abs(int(s.weight[(size_t(c) * s.kernel_h + ky) * s.kernel_w + x]));
+          };
+          const int pair = weight(kx) + weight(kx + 1);
+          largest_pair = std::max(largest_pair, pair);
+          sum += pair;
+        }
+      largest_sum = std::max(largest_sum, sum);
+    }
+  if (largest_sum * s.input_high <= INT16_MAX) return Width::kShort;
+  return largest_pair * s.input_high <= INT16_MAX ? Width::kInt : Width::kPair;
+}
+
+}  // namespace
+
+OpPointer avx2_depthwise(const ConvSpec& spec) {
+  if (spec.epilogue.wide) return nullptr;
+  switch (narrowest(spec)) {
+    case Width::kShort: return std::make_unique<Depthwise<Avx2<Width::kShort>>>(spec);
+    case Width::kInt: return std::make_unique<Depthwise<Avx2<Width::kInt>>>(spec);
+    default: return std::make_unique<Depthwise<Avx2<Width::kPair>>>(spec);
+  }
+}
+
+}  // namespace haq
