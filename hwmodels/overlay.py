@@ -32,12 +32,17 @@ BEYOND = 1.0  # doublings of a dimension outside of what was measured that still
 
 
 class Measured(HardwareModel):
-    """``device`` with ``table`` laid over it. ``extrapolation``: ``flag`` or ``refuse`` what is unlike every row."""
+    """``device`` with ``table`` laid over it.
+
+    ``extrapolation``: ``flag`` or ``refuse`` what is unlike every row, and rows that name a layer of the network but are for
+    another shape: flagged, they serve other layers of their own shape.
+    """
 
     def __init__(
         self, device: ProfiledDevice[Any], table: MeasuredTable, extrapolation: str = "flag", network: str = ""
     ) -> None:
         self.analytic, self.table_rows, self.extrapolation, self.network = device, table, extrapolation, network
+        self.misnamed: dict[str, str] = {}
         self.name, self.summary, self.metrics = device.name, device.summary, device.metrics
         self.default_batch, self.draft, self.profile = device.default_batch, device.draft, device.profile
         self.native_pairs, self.bandwidth_bytes_per_s = device.native_pairs, device.bandwidth_bytes_per_s
@@ -65,8 +70,11 @@ class Measured(HardwareModel):
         return self.analytic.peak_macs_per_s(w, a)
 
     def bind(self, model: ModelSpec) -> Measured:
-        self.table_rows.check(model)
+        misnamed = self.table_rows.misnamed(model)
+        if misnamed and self.extrapolation == "refuse":
+            raise HardwareError(next(iter(misnamed.values())))
         bound = copy(self)
+        bound.misnamed = misnamed
         bound.analytic, bound.network = self.analytic.bind(model), model.name
         bound.__dict__["_known"] = self._known  # of rows on their own, whatever the network
         return bound
@@ -103,7 +111,8 @@ class Measured(HardwareModel):
             return replace(modelled, values=values, source=f"measured {self.table_rows.where}:{rows[0].line}")
         ratio = self._ratio(layer, choice, batch)
         values = {**modelled.values, "latency_s": modelled.values["latency_s"] * ratio.factor}
-        return replace(modelled, values=values, source=ratio.source)
+        wrong = f" ({self.misnamed[layer.name]})" if layer.name in self.misnamed else ""
+        return replace(modelled, values=values, source=ratio.source + wrong)
 
     # -- interpolation --------------------------------------------------------------------------------------------
 
@@ -127,11 +136,12 @@ class Measured(HardwareModel):
     def _ratio(self, layer: LayerSpec, choice: Choice, batch: int) -> _Ratio:
         """Factor for the analytic latency of a layer that was not measured."""
         known = self._known.get(Loops.of(layer).kind)
-        if known is None or Shape.of(layer) is None:
+        shape = Shape.of(layer)
+        if known is None or shape is None:
             return _Ratio(1.0, f"extrapolated: {self.table_rows.where} has no row of this operation")
         point = tuple(self._features(layer, choice))
         # The very layer at other widths says more than any other: it also has the operations that follow it there.
-        return known.of_layer(self.network, layer.name).at(point, batch, self.table_rows.where)
+        return known.of_layer(self.network, layer.name, shape).at(point, batch, self.table_rows.where)
 
 
 @dataclass(frozen=True)
@@ -149,7 +159,7 @@ class _Ratios:
     logs: np.ndarray
     batches: np.ndarray
     found: dict[tuple[tuple[float, ...], int], _Ratio] = field(default_factory=dict, compare=False)
-    layers: dict[tuple[str, str], _Ratios] = field(default_factory=dict, compare=False)
+    layers: dict[tuple[str, str, Shape], _Ratios] = field(default_factory=dict, compare=False)
 
     @classmethod
     def of(cls, entries: Sequence[tuple[Row, list[float], float]]) -> _Ratios:
@@ -159,16 +169,19 @@ class _Ratios:
     def without(self, drop: Callable[[Row], bool]) -> _Ratios:
         return self._only([i for i, row in enumerate(self.rows) if not drop(row)])
 
-    def of_layer(self, network: str, layer: str) -> _Ratios:
+    def of_layer(self, network: str, layer: str, shape: Shape) -> _Ratios:
         """Only the rows that name this layer of this network, if there are several; otherwise all."""
-        if network and (network, layer) not in self.layers:
-            kept = [i for i, row in enumerate(self.rows) if (row.network, row.layer) == (network, layer)]
-            self.layers[network, layer] = self._only(kept) if len(kept) > 1 else self
-        return self.layers.get((network, layer), self)
+        key = (network, layer, shape)
+        if network and key not in self.layers:
+            kept = [i for i, row in enumerate(self.rows) if (row.network, row.layer, row.shape) == key]
+            self.layers[key] = self._only(kept) if len(kept) > 1 else self
+        return self.layers.get(key, self)
 
     def _only(self, kept: Sequence[int]) -> _Ratios:
         places = list(kept)
-        return _Ratios(tuple(self.rows[i] for i in places), self.points[places], self.logs[places], self.batches[places])
+        return _Ratios(
+            tuple(self.rows[i] for i in places), self.points[places], self.logs[places], self.batches[places]
+        )
 
     def at(self, point: tuple[float, ...], batch: int, where: str) -> _Ratio:
         """Ratio at ``point`` for a batch; kept, because layers of a network repeat."""

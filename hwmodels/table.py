@@ -118,14 +118,17 @@ class MeasuredTable:
         own = [row for row in rows if row.network and (row.network, row.layer) == (network, layer)]
         return tuple(own or rows)
 
-    def check(self, model: ModelSpec) -> None:
-        """Raise HardwareError if a row that names a layer of ``model`` is for another shape."""
+    def misnamed(self, model: ModelSpec) -> dict[str, str]:
+        """Layers of ``model`` that a row names, but with another shape: what is wrong with the first such row of each."""
+        found: dict[str, str] = {}
         for row in self.rows:
             if row.network == model.name and row.layer in model and Shape.of(model[row.layer]) != row.shape:
-                raise HardwareError(
+                found.setdefault(
+                    row.layer,
                     f"{self.where}:{row.line}: layer {row.layer!r} of {row.network} is {Shape.of(model[row.layer])}; this "
-                    f"row is for {row.shape}: measure the layer again, or take its name off the row"
+                    f"row is for {row.shape}: measure the layer again, or take its name off the row",
                 )
+        return found
 
 
 def widths(choice: Choice) -> tuple[int, int]:
@@ -156,6 +159,7 @@ def _table(reader: csv.DictReader[str], path: Path) -> MeasuredTable:
     if unknown := [name for name in names if name not in (*COLUMNS, *OPTIONAL)]:
         raise HardwareError(f"{path}:1: unknown column {unknown[0]!r}; it may also have {', '.join(OPTIONAL)}")
     rows: dict[tuple[Any, ...], Row] = {}
+    named: dict[tuple[str, str], Row] = {}
     for cells in reader:
         row = _row(cells, f"{path}:{reader.line_num}", reader.line_num)
         key = (row.shape, row.batch, row.choice, row.network, row.layer)
@@ -165,6 +169,12 @@ def _table(reader: csv.DictReader[str], path: Path) -> MeasuredTable:
                 f"{row.choice}); keep one of them, or name network and layer in both"
             )
         rows[key] = row
+        first = named.setdefault((row.network, row.layer), row) if row.layer else row
+        if first.shape != row.shape:
+            raise HardwareError(
+                f"{path}:{row.line}: layer {row.layer!r} of {row.network} has another shape here ({row.shape}) than in line "
+                f"{first.line} ({first.shape}): a layer has one shape; mend the row, or take its name off"
+            )
     if not rows:
         raise HardwareError(f"{path}:1: a table without rows; measure something, or take [table] out of the profile")
     return MeasuredTable(tuple(rows.values()), path.name)

@@ -10,6 +10,7 @@ Every failure says which promise of ``hwmodels.HardwareModel`` is broken and wha
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise, product
 from math import isclose, isfinite
 from typing import TYPE_CHECKING
@@ -114,7 +115,7 @@ class HardwareModelCases:
 
     def test_table_equals_the_layers_one_by_one(self, device: HardwareModel) -> None:
         choices = [c for c in CHOICES if not c.weight.is_float and any(device.supports(x, c) for x in LAYERS)]
-        table = device.table(MODEL, choices)
+        table, bound = device.table(MODEL, choices), device.bind(MODEL)
         for row, layer in enumerate(LAYERS):
             for column, choice in enumerate(table.choices):
                 offered = choice in choices if layer.quantizable else choice == FLOAT_CHOICE
@@ -123,10 +124,36 @@ class HardwareModelCases:
                     cell = table.values[metric][row, column]
                     where = f"{device.name}: table[{metric}] of layer {layer.name} at {choice}"
                     if offered:
-                        value = device.cost(layer, choice, device.default_batch).values[metric]
+                        value = bound.cost(layer, choice, device.default_batch).values[metric]
                         assert isclose(cell, value, rel_tol=1e-12), f"{where} is {cell}, cost() says {value}"
                     else:
                         assert cell == float("inf"), f"{where} is {cell}; what cannot be had costs inf"
+
+    def test_memory_holds_what_is_asked_for(self, device: HardwareModel) -> None:
+        for layer, choice in self._supported(device):
+            stored, where = device.stored(layer, choice), f"{device.name}: layer {layer.name} at {choice}"
+            for role in ("weight", "activation"):
+                asked, held = getattr(choice, role), getattr(stored, role)
+                assert held.kind == asked.kind and held.width >= asked.width, (
+                    f"{where}: stores {held} for {role} {asked}"
+                )
+                wider = replace(choice, **{role: replace(asked, width=asked.width + 1)})
+                if device.supports(layer, wider):
+                    more = getattr(device.stored(layer, wider), role)
+                    assert held.width <= more.width, f"{where}: {role} is stored as {held}, with one bit more as {more}"
+
+    def test_a_network_can_be_bound(self, device: HardwareModel) -> None:
+        bound = device.bind(MODEL)
+        assert bound.name == device.name and bound.metrics == device.metrics, (
+            f"{device.name}: bind() gives another device, {bound.name}; it is for what depends on the network"
+        )
+        for layer, choice in self._supported(device):
+            where = f"{device.name}: layer {layer.name} at {choice}"
+            assert bound.supports(layer, choice), f"{where}: supported on its own, but not as a part of its network"
+            cost = bound.cost(layer, choice, device.default_batch)
+            assert all(isfinite(value) and value >= 0 for value in cost.values.values()), (
+                f"{where}: costs {cost.values}"
+            )
 
     def test_meter_prices_a_network(self, device: HardwareModel) -> None:
         from haqsearch.spec import Policy
@@ -134,12 +161,12 @@ class HardwareModelCases:
 
         everywhere = [c for c in CHOICES if all(device.supports(x, c) for x in LAYERS if x.quantizable)]
         assert everywhere, f"{device.name}: no choice is supported by every kind of layer"
-        meter = Meter(device, MODEL)
+        meter, bound = Meter(device, MODEL), device.bind(MODEL)
         for choice in everywhere:
             policy = Policy.uniform(MODEL, choice)
             costs = meter.costs(policy)
             for metric in device.additive:
-                total = sum(device.cost(layer, policy[layer.name], meter.batch).values[metric] for layer in LAYERS)
+                total = sum(bound.cost(layer, policy[layer.name], meter.batch).values[metric] for layer in LAYERS)
                 assert isclose(costs[metric], total, rel_tol=1e-9), (
                     f"{device.name}: {metric} of the network at {choice} is {costs[metric]}, its layers make {total}; "
                     "take the metric out of `additive` if it is no sum"

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 import hwmodels
-from haqsearch.spec import Choice, LayerSpec
+from haqsearch.spec import Choice, LayerSpec, ModelSpec
 from haqsearch.testing.hardware_cases import HardwareModelCases
 
 
@@ -27,6 +27,14 @@ class Faulty(hwmodels.HardwareModel):
     @property
     def digest(self) -> str:
         return self.good.digest
+
+    def stored(self, layer: LayerSpec, choice: Choice) -> Choice:
+        if self.fault != "storage":
+            return choice
+        return dataclasses.replace(choice, weight=dataclasses.replace(choice.weight, width=1))
+
+    def bind(self, model: ModelSpec) -> hwmodels.HardwareModel:
+        return hwmodels.load("bitfusion") if self.fault == "bind" else self
 
     def supports(self, layer: LayerSpec, choice: Choice) -> bool:
         return self.fault == "supports" or self.good.supports(layer, choice)
@@ -53,6 +61,8 @@ class Faulty(hwmodels.HardwareModel):
         ("negative", "test_costs_are_finite_and_not_negative"),
         ("random", "test_same_question_same_answer"),
         ("per_sample", "test_more_samples_never_cost_less"),
+        ("storage", "test_memory_holds_what_is_asked_for"),
+        ("bind", "test_a_network_can_be_bound"),
         ("random", "test_table_equals_the_layers_one_by_one"),
     ],
 )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import tomllib
 from dataclasses import replace
 from math import exp, log
@@ -212,15 +213,24 @@ def test_a_row_of_a_width_that_the_device_lacks(tmp_path):
         load_with(tmp_path, [GOOD.replace("1,8,8", "1,3,8") + ",,"])
 
 
-def test_a_row_for_another_shape_than_its_layer(tmp_path):
-    device = load_with(tmp_path, [GOOD + ",net,b"])
+def test_rows_of_one_layer_have_one_shape(tmp_path):
+    other = GOOD.replace("16,32", "16,64").replace("1,8,8", "1,4,4")
+    with pytest.raises(HardwareError, match=r"mine\.csv:3: layer 'b' of net has another shape here .* than in line 2"):
+        load_with(tmp_path, [GOOD + ",net,b", other + ",net,b"])
+
+
+def test_a_row_for_another_shape_than_the_layer_it_names(tmp_path):
     model = ModelSpec("net", tuple(LAYERS[:2]))
-    with pytest.raises(
-        HardwareError, match=r"mine\.csv:2: layer 'b' of net is conv2d 64 -> 16.* this row is for conv2d 16"
-    ):
-        hwmodels.Meter(device, model)
-    other = ModelSpec("other", tuple(LAYERS[:2]))
-    assert hwmodels.Meter(device, other).costs(Policy.uniform(other, wa(8, 8)))["latency_s"] > 0.01
+    message = r"mine\.csv:2: layer 'b' of net is conv2d 64 -> 16.* this row is for conv2d 16"
+    with pytest.raises(HardwareError, match=message):
+        hwmodels.Meter(load_with(tmp_path, [GOOD + ",net,b"], extrapolation="refuse"), model)
+    meter = hwmodels.Meter(load_with(tmp_path, [GOOD + ",net,b"]), model)
+    same_shape, named = (cost for _, cost in meter.layer_costs(Policy.uniform(model, wa(8, 8))))
+    assert same_shape.values["latency_s"] == 0.01  # the row is true of its shape
+    assert re.search(message, named.source)
+    assert named.source.startswith(("interpolated", "extrapolated"))
+    other = hwmodels.Meter(meter.device, ModelSpec("other", tuple(LAYERS[:2])))
+    assert "row is for" not in other.layer_cost("b", wa(8, 8)).source
 
 
 def test_the_table_that_ships_is_the_published_one(shared_file):
