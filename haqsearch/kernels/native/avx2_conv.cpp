@@ -83,7 +83,7 @@ class Conv final : public Op {
     s_.weight.clear();  // the packed ones are kept
     cut_window();
     Weights codes(spec, stretch_, padded_);
-    if (!codes.pairs_fit(spec)) {
+    if (!pairs_fit(codes.code.data(), static_cast<int64_t>(codes.code.size()), s_.input_high)) {
       wide_ = true;
       gather_whole_windows();
       codes = Weights(spec, stretch_, padded_);
@@ -141,17 +141,6 @@ class Conv final : public Op {
 
     const int8_t* at(int n, int k) const { return code.data() + size_t(n) * row + k; }
 
-    // Whether w0 x0 + w1 x1 stays within int16 for all neighbours and all codes.
-    bool pairs_fit(const ConvSpec& s) const {
-      for (int n = 0; n < s.out_channels; ++n)
-        for (int k = 0; k < row; k += 2) {
-          const int a = *at(n, k), b = *at(n, k + 1);
-          if ((std::max(a, 0) + std::max(b, 0)) * s.input_high > INT16_MAX) return false;
-          if ((std::min(a, 0) + std::min(b, 0)) * s.input_high < INT16_MIN) return false;
-        }
-      return true;
-    }
-
     int row;
     std::vector<int8_t> code;
   };
@@ -196,38 +185,14 @@ class Conv final : public Op {
             std::memcpy(to, four, 4);
           }
         }
-      if (!wide_) choose(codes, block);
+      if (!wide_) choose(block);
     }
   }
 
-  // Cuts the steps into the longest blocks whose int16 sums cannot overflow, whatever the codes are.
-  void choose(const Weights& codes, Block& block) {
-    int32_t above[2 * kTileChannels] = {}, below[2 * kTileChannels] = {};
-    int length = 0;
-    for (int step = 0; step < steps_; ++step, ++length) {
-      if (!add_step(codes, block, step, above, below)) {
-        block.widen.push_back(length);
-        std::fill_n(above, 2 * kTileChannels, 0), std::fill_n(below, 2 * kTileChannels, 0);
-        add_step(codes, block, step, above, below);
-        length = 0;
-      }
-    }
-    block.widen.push_back(length);
+  void choose(Block& block) {
+    block.widen = cut_blocks(block.weights, steps_, s_.input_high);
     const size_t blocks = block.widen.size();
     block.kind = blocks == 1 ? Kind::kWhole : 2 * blocks <= size_t(steps_) ? Kind::kBlocks : Kind::kPairs;
-  }
-
-  // above, below: the largest and the smallest sum each int16 lane can hold. False where one more step may not fit.
-  bool add_step(const Weights& codes, const Block& block, int step, int32_t* above, int32_t* below) const {
-    bool fits = true;
-    for (int n = 0; n < block.count; ++n)
-      for (int i = 0; i < 4; ++i) {
-        const int largest = *codes.at(block.channel + n, 4 * step + i) * s_.input_high;
-        int32_t& sum = largest > 0 ? above[2 * n + i / 2] : below[2 * n + i / 2];
-        sum += largest;
-        fits = fits && sum <= INT16_MAX && sum >= INT16_MIN;
-      }
-    return fits;
   }
 
   // The epilogue's constants as the blocks lie: sixteen each.

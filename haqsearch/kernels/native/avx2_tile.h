@@ -10,9 +10,11 @@
 
 #include <immintrin.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <vector>
 
 namespace haq::avx2 {
 
@@ -26,6 +28,43 @@ struct Run {
   int steps = 0;
   bool widen = true;
 };
+
+// Cuts `steps` packed steps of int8 weights into the longest blocks whose int16 sums cannot overflow, whatever codes within
+// 0 .. largest they meet; the steps of each block. It follows from the weights themselves, not from their width. Pairs of
+// one step must fit.
+inline std::vector<int> cut_blocks(const int8_t* weights, int steps, int largest) {
+  constexpr int kLanes = 2 * kTileChannels;
+  int32_t above[kLanes] = {}, below[kLanes] = {};  // the largest and the smallest sum each int16 lane can hold
+  const auto add = [&](const int8_t* step) {
+    bool fits = true;
+    for (int i = 0; i < kStepBytes; ++i) {
+      (step[i] > 0 ? above : below)[i / 2] += step[i] * largest;
+      fits = fits && above[i / 2] <= INT16_MAX && below[i / 2] >= INT16_MIN;
+    }
+    return fits;
+  };
+  std::vector<int> blocks;
+  int length = 0;
+  for (int step = 0; step < steps; ++step, ++length) {
+    if (add(weights + step * kStepBytes)) continue;
+    if (length) blocks.push_back(length);
+    std::fill_n(above, kLanes, 0), std::fill_n(below, kLanes, 0);
+    add(weights + step * kStepBytes);
+    length = 0;
+  }
+  blocks.push_back(length);
+  return blocks;
+}
+
+// Whether the two products of every pair of one step stay within int16: what vpmaddubsw asks for.
+inline bool pairs_fit(const int8_t* weights, int64_t bytes, int largest) {
+  for (int64_t i = 0; i < bytes; i += 2) {
+    const int a = weights[i], b = weights[i + 1];
+    if ((std::max(a, 0) + std::max(b, 0)) * largest > INT16_MAX) return false;
+    if ((std::min(a, 0) + std::min(b, 0)) * largest < INT16_MIN) return false;
+  }
+  return true;
+}
 
 inline __m256i broadcast4(const uint8_t* bytes) {
   int32_t four;
