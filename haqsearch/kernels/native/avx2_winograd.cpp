@@ -2,8 +2,8 @@
 // Lavin and Gray, Fast algorithms for convolutional neural networks, CVPR 2016, section 4.1:
 //   Y = A' [(G g G') * (B' d B)] A,  summed over the input channels before A is applied.
 //
-// Transformed codes and weights lie in int16 (see the algorithms below). Sums are taken modulo 2^32, where additions in any
-// order agree; the result is right since |acc| * 2^doublings < 2^31 is asked for.
+// Transformed codes and weights lie in int16 (see the algorithms below), or with few bits in bytes. Sums are taken modulo
+// 2^32, where additions in any order agree; the result is right since |acc| * 2^doublings < 2^31 is asked for.
 #include <algorithm>
 #include <new>
 
@@ -17,17 +17,42 @@ namespace {
 constexpr int kPanelTiles = 12;  // transformed at a time
 constexpr int64_t kCacheBytes = 512 * 1024, kNearBytes = 2 * 1024 * 1024;
 
+// Operands of int16: any codes and weights. Sixteen channels a vector.
+struct Words {
+  using Weight = int16_t;
+  static constexpr int kCodeBytes = 2;
+
+  static __m256i load(const uint8_t* codes) {
+    return _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes)));
+  }
+  static __m256i add(__m256i a, __m256i b) { return _mm256_add_epi16(a, b); }
+  static __m256i sub(__m256i a, __m256i b) { return _mm256_sub_epi16(a, b); }
+};
+
+// Bytes, thirty-two channels a vector: transformed codes are raised to 0 .. 4 * largest code, which must lie in 0 .. 255,
+// transformed weights must lie in int8. What raising adds to the results is taken off again.
+struct Bytes {
+  using Weight = int8_t;
+  static constexpr int kCodeBytes = 1;
+
+  static __m256i load(const uint8_t* codes) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes)); }
+  static __m256i add(__m256i a, __m256i b) { return _mm256_add_epi8(a, b); }
+  static __m256i sub(__m256i a, __m256i b) { return _mm256_sub_epi8(a, b); }
+};
+
 // Stride 1, F(2, 3): 4 multiplications for 2 outputs, where the direct way has 6; 16 instead of 36 in two dimensions.
 // G has halves; 2 G has none, so the sums come out four times as large: exact, and the epilogue shifts by two more.
-// |B' d B| <= 4 * 255 and |2G g (2G)'| <= 9 * 128.
+// With codes 0 .. a, B' d B lies in -2 a .. 2 a, but at (1, 1) in 0 .. 4 a; |2G g (2G)'| <= 9 * 128.
 struct StrideOne {
   static constexpr int kStride = 1, kTile = 4, kDoublings = 2;
+  static constexpr bool signed_at(int position) { return position != 5; }
 
+  template <typename Lanes>
   static void input(const __m256i* d, __m256i* t) {
-    t[0] = _mm256_sub_epi16(d[0], d[2]);
-    t[1] = _mm256_add_epi16(d[1], d[2]);
-    t[2] = _mm256_sub_epi16(d[2], d[1]);
-    t[3] = _mm256_sub_epi16(d[1], d[3]);
+    t[0] = Lanes::sub(d[0], d[2]);
+    t[1] = Lanes::add(d[1], d[2]);
+    t[2] = Lanes::sub(d[2], d[1]);
+    t[3] = Lanes::sub(d[1], d[3]);
   }
   static void weights(const int* g, int* u) {
     u[0] = 2 * g[0], u[1] = g[0] + g[1] + g[2], u[2] = g[0] - g[1] + g[2], u[3] = 2 * g[2];
@@ -40,14 +65,17 @@ struct StrideOne {
 
 // Stride 2: even inputs meet the outer taps, F(2, 2), 3 multiplications instead of 4; odd ones the middle tap.
 //   y0 = d0 g0 + d2 g2 + d1 g1,  y1 = d2 g0 + d4 g2 + d3 g1
-// 5 multiplications instead of 6; 25 instead of 36 in two dimensions. |B' d B| <= 2 * 255 and |G g G'| <= 4 * 128.
+// 5 multiplications instead of 6; 25 instead of 36 in two dimensions. With codes 0 .. a, B' d B lies in -2 a .. 2 a;
+// |G g G'| <= 4 * 128.
 struct StrideTwo {
   static constexpr int kStride = 2, kTile = 5, kDoublings = 0;
+  static constexpr bool signed_at(int) { return true; }
 
+  template <typename Lanes>
   static void input(const __m256i* d, __m256i* t) {
-    t[0] = _mm256_sub_epi16(d[0], d[2]);
+    t[0] = Lanes::sub(d[0], d[2]);
     t[1] = d[2];
-    t[2] = _mm256_sub_epi16(d[4], d[2]);
+    t[2] = Lanes::sub(d[4], d[2]);
     t[3] = d[1];
     t[4] = d[3];
   }
@@ -84,7 +112,7 @@ struct Place {
   int down, across;
 };
 
-template <typename Algorithm>
+template <typename Algorithm, typename Lanes>
 class Winograd final : public Op {
  public:
   explicit Winograd(const ConvSpec& spec)
@@ -93,22 +121,28 @@ class Winograd final : public Op {
         outputs_(spec.out_channels),
         blocks_((spec.out_channels + kTileChannels - 1) / kTileChannels),
         depth_((spec.in_channels + 15) / 16 * 16),
+        raise_(kBytes ? 2 * spec.input_high : 0),
         requantizer_(spec.folded(), spec.out_channels, spec.bound(), Algorithm::kDoublings) {
-    packed_.reset(static_cast<int16_t*>(::operator new(packed_bytes(), std::align_val_t(64))));
-    std::fill_n(packed_.get(), packed_bytes() / 2, int16_t(0));
+    usable_ = requantizer_.vector() && 2 * raise_ <= 255;
+    packed_.reset(static_cast<Weight*>(::operator new(packed_bytes(), std::align_val_t(64))));
+    std::fill_n(packed_.get(), packed_bytes() / sizeof(Weight), Weight(0));
+    sums_of_weights_.resize(size_t(blocks_) * kPositions * kTileChannels);
     for (int n = 0; n < spec.out_channels; ++n)
       for (int c = 0; c < spec.in_channels; ++c) pack(spec.weight.data() + (size_t(n) * spec.in_channels + c) * 9, n, c);
+    if (kBytes && usable_) cut_runs();
+    if (kBytes && usable_) take_off_raise();
   }
 
-  bool fast() const { return requantizer_.vector(); }
+  // Whether the operands fit, and the epilogue is done in vectors.
+  bool usable() const { return usable_; }
 
   // Pairs of rows.
   int64_t units(const View& out, int images) const override { return int64_t(images) * ((out.height + 1) / 2); }
 
   void run(const View* in, const View& out, int64_t first, int64_t end) const override {
-    thread_local std::vector<int16_t> memory;
+    thread_local std::vector<uint8_t> memory;
     thread_local std::vector<uint8_t> beyond;
-    const size_t tile = size_t(kPositions) * depth_ + 32;  // 32: tiles do not fall on the same cache sets
+    const size_t tile = size_t(kPositions) * depth_ * kCodeBytes + 64;  // 64: tiles do not fall on the same cache sets
     if (memory.size() < tile * kPanelTiles) memory.resize(tile * kPanelTiles);
     if (beyond.size() < size_t(blocks_) * kTileChannels * 2) beyond.resize(size_t(blocks_) * kTileChannels * 2);
     const Offsets rows(out.height, in->row), columns(out.width, in->pixel);
@@ -118,8 +152,8 @@ class Winograd final : public Op {
     for (int64_t done = first * across; done < end * across; done += panel.count) {
       panel.count = static_cast<int>(std::min<int64_t>(kPanelTiles, end * across - done));
       for (int i = 0; i < panel.count; ++i, place.next()) {
-        int16_t* const to = memory.data() + i * tile;
-        panel.transformed[i] = reinterpret_cast<const uint8_t*>(to);
+        uint8_t* const to = memory.data() + i * tile;
+        panel.transformed[i] = to;
         aim(out, place, beyond.data(), panel.target[i]);
         transform(in->at(place.image, 2 * kStride * place.y - pad_h_, 2 * kStride * place.x - pad_w_),
                   rows.of(place.y), columns.of(place.x), to);
@@ -128,15 +162,18 @@ class Winograd final : public Op {
     }
   }
 
-  const char* method() const override { return "avx2 winograd"; }
-  int64_t packed_bytes() const override { return int64_t(blocks_) * block_codes() * 2; }
+  const char* method() const override { return kBytes ? "avx2 winograd int8" : "avx2 winograd"; }
+  int64_t packed_bytes() const override { return int64_t(blocks_) * block_codes() * static_cast<int>(sizeof(Weight)); }
 
  private:
   static constexpr int kStride = Algorithm::kStride, kTile = Algorithm::kTile, kPositions = kTile * kTile;
+  static constexpr int kCodeBytes = Lanes::kCodeBytes, kPerStep = 4 / kCodeBytes;
+  static constexpr bool kBytes = kCodeBytes == 1;
+  using Weight = typename Lanes::Weight;
 
   int64_t block_codes() const { return int64_t(kPositions) * depth_ * kTileChannels; }
 
-  // packed_: [block][position][pair of inputs][16 outputs][2]
+  // packed_: [block][position][step][16 outputs][2 or 4 inputs]
   void pack(const int8_t* weight, int n, int c) {
     int rows[3][kTile], u[kTile][kTile];
     for (int y = 0; y < 3; ++y) {
@@ -149,10 +186,42 @@ class Winograd final : public Op {
       Algorithm::weights(g, column);
       for (int y = 0; y < kTile; ++y) u[y][x] = column[y];
     }
-    int16_t* to = packed_.get() + n / kTileChannels * block_codes();
-    for (int position = 0; position < kPositions; ++position)
-      to[((position * depth_ + c) / 2 * kTileChannels + n % kTileChannels) * 2 + c % 2] =
-          static_cast<int16_t>(u[position / kTile][position % kTile]);
+    Weight* to = packed_.get() + n / kTileChannels * block_codes();
+    for (int position = 0; position < kPositions; ++position) {
+      const int weight_here = u[position / kTile][position % kTile];
+      usable_ = usable_ && weight_here == static_cast<Weight>(weight_here);
+      to[((position * depth_ + c) / kPerStep * kTileChannels + n % kTileChannels) * kPerStep + c % kPerStep] =
+          static_cast<Weight>(weight_here);
+      sums_of_weights_[(size_t(n / kTileChannels) * kPositions + position) * kTileChannels + n % kTileChannels] +=
+          weight_here;
+    }
+  }
+
+  // Blocks of int16 sums for every block of channels and position; not worth it where they are short.
+  void cut_runs() {
+    usable_ = pairs_fit(reinterpret_cast<const int8_t*>(packed_.get()), packed_bytes(), 2 * raise_);
+    for (int i = 0; usable_ && i < blocks_ * kPositions; ++i) {
+      const int8_t* weights = reinterpret_cast<const int8_t*>(packed_.get()) + int64_t(i) * depth_ * kTileChannels;
+      for (int steps : cut_blocks(weights, depth_ / kPerStep, 2 * raise_)) runs_.push_back({0, steps, true});
+      first_run_.push_back(static_cast<int>(runs_.size()));
+      std::ptrdiff_t offset = 0;
+      for (int r = first_run_[i]; r < first_run_[i + 1]; offset += 4 * runs_[r++].steps) runs_[r].offset = offset;
+    }
+    usable_ = usable_ && runs_.size() * 3 * kPerStep <= size_t(blocks_) * kPositions * depth_;
+  }
+
+  // What the raised codes add to the four results of a tile: the output transform of raise * sum of the weights.
+  void take_off_raise() {
+    correction_.resize(size_t(blocks_) * 4 * kTileChannels);
+    for (int block = 0; block < blocks_; ++block) {
+      alignas(32) int32_t sums[kPositions][kTileChannels];
+      for (int i = 0; i < kPositions * kTileChannels; ++i)
+        sums[i / kTileChannels][i % kTileChannels] =
+            Algorithm::signed_at(i / kTileChannels) ? -raise_ * sums_of_weights_[block * kPositions * kTileChannels + i] : 0;
+      __m256i acc[4][2];
+      transform_output(sums, acc);
+      std::memcpy(&correction_[size_t(block) * 4 * kTileChannels], acc, sizeof acc);
+    }
   }
 
   // Bytes from a tile's first row (or column) to each of them. Those that only outputs beyond the image would need are
@@ -181,27 +250,31 @@ class Winograd final : public Op {
   }
 
   // Channels beyond the input's are whatever lies there: their weights are zero.
-  void transform(const uint8_t* from, const std::ptrdiff_t* rows, const std::ptrdiff_t* columns, int16_t* to) const {
-    for (int c = 0; c < depth_; c += 16) {
+  void transform(const uint8_t* from, const std::ptrdiff_t* rows, const std::ptrdiff_t* columns, uint8_t* to) const {
+    const __m256i raise = _mm256_set1_epi8(static_cast<char>(raise_));
+    for (int c = 0; c < depth_; c += 32 / kCodeBytes) {
       __m256i t[kTile][kTile];
 #pragma GCC unroll 5
       for (int x = 0; x < kTile; ++x) {
         __m256i d[kTile];
 #pragma GCC unroll 5
-        for (int y = 0; y < kTile; ++y)
-          d[y] = _mm256_cvtepu8_epi16(
-              _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + rows[y] + columns[x] + c)));
-        Algorithm::input(d, t[x]);
+        for (int y = 0; y < kTile; ++y) d[y] = Lanes::load(from + rows[y] + columns[x] + c);
+        Algorithm::template input<Lanes>(d, t[x]);
       }
 #pragma GCC unroll 5
       for (int y = 0; y < kTile; ++y) {
         __m256i row[kTile], v[kTile];
 #pragma GCC unroll 5
         for (int x = 0; x < kTile; ++x) row[x] = t[x][y];
-        Algorithm::input(row, v);
+        Algorithm::template input<Lanes>(row, v);
 #pragma GCC unroll 5
-        for (int x = 0; x < kTile; ++x)
-          _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + (kTile * y + x) * depth_ + c), v[x]);
+        for (int x = 0; x < kTile; ++x) {
+          const int position = kTile * y + x;
+          if (kBytes && Algorithm::signed_at(position)) v[x] = Lanes::add(v[x], raise);
+          uint8_t* const place = to + (position * depth_ + c) * kCodeBytes;
+          if (c + 32 / kCodeBytes <= depth_) _mm256_storeu_si256(reinterpret_cast<__m256i*>(place), v[x]);
+          else _mm_storeu_si128(reinterpret_cast<__m128i*>(place), _mm256_castsi256_si128(v[x]));
+        }
       }
     }
   }
@@ -209,17 +282,18 @@ class Winograd final : public Op {
   void multiply(const Panel& panel, int block) const {
     alignas(32) int32_t sums[kPanelTiles][kPositions][kTileChannels];
     const int8_t* weights = reinterpret_cast<const int8_t*>(packed_.get() + block * block_codes());
-    const std::ptrdiff_t slab = std::ptrdiff_t(depth_) * kTileChannels * 2;  // weights of one position
+    const std::ptrdiff_t slab = std::ptrdiff_t(depth_) * kTileChannels * kCodeBytes;  // weights of one position
     for (int position = 0; position < kPositions; ++position, weights += slab)
       for (int i = 0; i < panel.count; i += kTilePixels) {
         fetch(weights + slab, slab, i, panel.count);
+        const Job job{panel.transformed + i, weights, sums + i, block, position};
         switch (panel.count - i) {
-          case 1: tiles<1>(panel.transformed + i, position, weights, sums + i); break;
-          case 2: tiles<2>(panel.transformed + i, position, weights, sums + i); break;
-          case 3: tiles<3>(panel.transformed + i, position, weights, sums + i); break;
-          case 4: tiles<4>(panel.transformed + i, position, weights, sums + i); break;
-          case 5: tiles<5>(panel.transformed + i, position, weights, sums + i); break;
-          default: tiles<6>(panel.transformed + i, position, weights, sums + i);
+          case 1: tiles<1>(job); break;
+          case 2: tiles<2>(job); break;
+          case 3: tiles<3>(job); break;
+          case 4: tiles<4>(job); break;
+          case 5: tiles<5>(job); break;
+          default: tiles<6>(job);
         }
       }
     for (int i = 0; i < panel.count; ++i) finish(panel.target[i], block, sums[i]);
@@ -234,20 +308,40 @@ class Winograd final : public Op {
       _mm_prefetch(reinterpret_cast<const char*>(next), _MM_HINT_T1);
   }
 
+  // The product of up to six tiles with the weights of one position and block.
+  struct Job {
+    const uint8_t* const* transformed;
+    const int8_t* weights;
+    int32_t (*sums)[kPositions][kTileChannels];
+    int block, position;
+  };
+
   template <int Tiles>
-  void tiles(const uint8_t* const* transformed, int position, const int8_t* weights,
-             int32_t (*sums)[kPositions][kTileChannels]) const {
+  void tiles(const Job& job) const {
+    if constexpr (kBytes) {
+      const int i = job.block * kPositions + job.position;
+      const Run *run = runs_.data() + first_run_[i], *end = runs_.data() + first_run_[i + 1];
+      if (end - run == 1) tiles<Kind::kWhole, Tiles>(job, run, end);
+      else tiles<Kind::kBlocks, Tiles>(job, run, end);
+    } else {
+      const Run run{0, depth_ / kPerStep, true};
+      tiles<Kind::kWide, Tiles>(job, &run, &run + 1);
+    }
+  }
+
+  template <Kind kind, int Tiles>
+  void tiles(const Job& job, const Run* run, const Run* end) const {
     __m256i acc[Tiles][2];
-    const Run run{0, depth_ / 2, true};
-    accumulate<Kind::kWide, Tiles, 2>(transformed, std::ptrdiff_t(position) * depth_ * 2, &run, &run + 1, weights, acc);
+    accumulate<kind, Tiles, 2>(job.transformed, std::ptrdiff_t(job.position) * depth_ * kCodeBytes, run, end, job.weights,
+                               acc);
 #pragma GCC unroll 6
     for (int i = 0; i < Tiles; ++i)
 #pragma GCC unroll 2
-      for (int h = 0; h < 2; ++h) _mm256_store_si256(reinterpret_cast<__m256i*>(sums[i][position] + 8 * h), acc[i][h]);
+      for (int h = 0; h < 2; ++h)
+        _mm256_store_si256(reinterpret_cast<__m256i*>(job.sums[i][job.position] + 8 * h), acc[i][h]);
   }
 
-  void finish(uint8_t* const* targets, int block, const int32_t (&sums)[kPositions][kTileChannels]) const {
-    __m256i acc[4][2];
+  static void transform_output(const int32_t (&sums)[kPositions][kTileChannels], __m256i (&acc)[4][2]) {
 #pragma GCC unroll 2
     for (int h = 0; h < 2; ++h) {
       __m256i half[2][kTile];
@@ -267,25 +361,48 @@ class Winograd final : public Op {
         acc[2 * k][h] = y[0], acc[2 * k + 1][h] = y[1];
       }
     }
+  }
+
+  void finish(uint8_t* const* targets, int block, const int32_t (&sums)[kPositions][kTileChannels]) const {
+    __m256i acc[4][2];
+    transform_output(sums, acc);
+    if constexpr (kBytes)
+#pragma GCC unroll 4
+      for (int k = 0; k < 4; ++k)
+#pragma GCC unroll 2
+        for (int h = 0; h < 2; ++h) {
+          const int32_t* correction = &correction_[(size_t(block) * 4 + k) * kTileChannels + 8 * h];
+          acc[k][h] = _mm256_add_epi32(acc[k][h], _mm256_loadu_si256(reinterpret_cast<const __m256i*>(correction)));
+        }
     const int channel = block * kTileChannels;
     requantizer_.store_tile<4, 2>(targets, std::ptrdiff_t(channel) * (requantizer_.wide() ? 2 : 1), channel,
                                   std::min(kTileChannels, outputs_ - channel), acc);
   }
 
   struct Free {
-    void operator()(int16_t* p) const { ::operator delete(p, std::align_val_t(64)); }
+    void operator()(Weight* p) const { ::operator delete(p, std::align_val_t(64)); }
   };
 
   int pad_h_, pad_w_, outputs_, blocks_, depth_;
+  int raise_;  // added to transformed codes that may be negative
+  bool usable_ = false;
   Requantizer requantizer_;
-  std::unique_ptr<int16_t, Free> packed_;
+  std::unique_ptr<Weight, Free> packed_;
+  std::vector<int32_t> sums_of_weights_, correction_;
+  std::vector<Run> runs_;
+  std::vector<int> first_run_ = {0};
 };
 
-template <typename Algorithm>
+template <typename Algorithm, typename Lanes>
 OpPointer make(const ConvSpec& spec) {
   if (spec.bound() > INT32_MAX >> Algorithm::kDoublings) return nullptr;
-  auto op = std::make_unique<Winograd<Algorithm>>(spec);
-  return op->fast() ? std::move(op) : nullptr;
+  auto op = std::make_unique<Winograd<Algorithm, Lanes>>(spec);
+  return op->usable() ? std::move(op) : nullptr;
+}
+
+template <typename Lanes>
+OpPointer make(const ConvSpec& spec) {
+  return spec.stride_h == 1 ? make<StrideOne, Lanes>(spec) : make<StrideTwo, Lanes>(spec);
 }
 
 }  // namespace
@@ -295,10 +412,12 @@ OpPointer make_winograd(const ConvSpec& s, double steps_a_block) {
                     s.dilation_h == 1 && s.dilation_w == 1 && s.groups == 1;
   // Few channels: the transforms cost more than they save.
   if (!fits || s.in_channels < 12 || s.out_channels < 12) return nullptr;
+  if (steps_a_block > 8 && s.in_channels < 32) return nullptr;
+  if (s.weight_bits <= 6 && s.input_high < 64)
+    if (OpPointer op = make<Bytes>(s)) return op;
   // The saving is smaller for stride 2, and where direct int8 sums go on for many steps.
   if (s.stride_h == 2 && steps_a_block > 1.5) return nullptr;
-  if (steps_a_block > 8 && s.in_channels < 32) return nullptr;
-  OpPointer op = s.stride_h == 1 ? make<StrideOne>(s) : make<StrideTwo>(s);
+  OpPointer op = make<Words>(s);
   // It is lost where the weights, more than twice the direct ones, do not stay near.
   const int64_t near = s.stride_h == 2 ? kNearBytes : steps_a_block > 4 ? 2 * kNearBytes : INT64_MAX;
   return op && op->packed_bytes() > near ? nullptr : std::move(op);
