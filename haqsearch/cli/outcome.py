@@ -60,8 +60,17 @@ def summarize(a: Assembly, name: str, records: list[Record], best: Candidate, sc
         "policy_digest": best.policy.digest,
         "fidelity": best.evaluation.fidelity,
         "splits": {name: len(getattr(splits, name)[0]) for name in ("calibrate", "search", "report")},
-        "notes": list(a.space.removed),
+        "notes": [*a.space.removed, *_doubts(a, best.policy)],
     }
+
+
+def _doubts(a: Assembly, policy: Policy) -> list[str]:
+    """What there is to say against the costs of ``policy``."""
+    costs = [cost for _, cost in a.meter.layer_costs(policy)]
+    guessed = sum(cost.source.startswith("extrapolated") for cost in costs)
+    draft = [f"{a.device.name} is a draft: it names no sources for its numbers"] if a.device.draft else []
+    beyond = f"{guessed} of {len(costs)} layers are unlike any that was measured on {a.device.name}: latency extrapolated"
+    return [*draft, *([beyond] if guessed else [])]
 
 
 def _int8_accuracy(a: Assembly) -> float:

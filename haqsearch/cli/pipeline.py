@@ -124,6 +124,8 @@ class Run:
         spec = a.prepared.spec
         macs = sum(layer.macs for layer in spec)
         self.say(f"{a.model_name}: {len(spec)} layers, {macs / 1e6:.2f} M MACs, {a.space.size:.2e} policies")
+        if a.device.draft:
+            self.say(f"{a.device.name}: {a.device.summary}")
         for sentence in a.space.removed:
             self.say(f"  removed from the search space: {sentence}")
         a.check_prepared()
