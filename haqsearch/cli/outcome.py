@@ -69,7 +69,9 @@ def _doubts(a: Assembly, policy: Policy) -> list[str]:
     costs = [cost for _, cost in a.meter.layer_costs(policy)]
     guessed = sum(cost.source.startswith("extrapolated") for cost in costs)
     draft = [f"{a.device.name} is a draft: it names no sources for its numbers"] if a.device.draft else []
-    beyond = f"{guessed} of {len(costs)} layers are unlike any that was measured on {a.device.name}: latency extrapolated"
+    beyond = (
+        f"{guessed} of {len(costs)} layers are unlike any that was measured on {a.device.name}: latency extrapolated"
+    )
     return [*draft, *([beyond] if guessed else [])]
 
 
