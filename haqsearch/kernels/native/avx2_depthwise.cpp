@@ -2,6 +2,7 @@
 // products fit int16, and how many of those may be added up, is decided by the weights as they are.
 #include <cstdlib>
 #include <cstring>
+#include <type_traits>
 
 #include "avx2_epilogue.h"
 #include "depthwise.h"
@@ -13,6 +14,76 @@ enum class Width {
   kPair,   // one product each, then int32: always fits
   kInt,    // two products each, then int32
   kShort,  // int16 until the window is done
+};
+
+// The epilogue of sums in pairs of int16, which need not be added up first: with M = 2^16 * high + low and C alike,
+//   ((a + b) * M + C) >> shift = ((a + b) * high + high_c + (((a + b) * low + low_c) >> 16)) >> (shift - 16),
+// and vpmaddwd makes (a + b) * high of a, b and high, high.
+class PairRequantizer {
+ public:
+  PairRequantizer(const Epilogue& e, int64_t) : constants_(e.multiplier.size() / 8), low_(e.low), high_(e.high) {
+    for (size_t n = 0; n < e.multiplier.size(); ++n) {
+      Constants& c = constants_[n / 8];
+      const size_t i = n % 8;
+      const int64_t offset = e.offset[n] + e.zero_point * (int64_t(1) << e.shift[n]);
+      const int32_t high = high_half(e.multiplier[n]), low = e.multiplier[n] - high * 65536;
+      c.high[i] = high * 65536 + high, c.low[i] = static_cast<int32_t>((uint32_t(low) << 16) | (uint32_t(low) & 0xFFFF));
+      c.high_offset[i] = static_cast<int32_t>(offset >> 16), c.low_offset[i] = static_cast<int32_t>(offset & 0xFFFF);
+      c.shift[i] = e.shift[n] - 16;
+    }
+  }
+
+  // bound: of |a + b|
+  static bool fits(const Epilogue& e, int64_t bound) {
+    for (size_t n = 0; n < e.multiplier.size(); ++n) {
+      if (e.shift[n] < 16 || e.shift[n] > 45 || e.multiplier[n] >= INT32_MAX - (1 << 15) || bound >= (1 << 16) - 2) return false;
+      const int64_t limit = int64_t(1) << 46, point = e.zero_point * (int64_t(1) << e.shift[n]);
+      if (std::abs(e.offset[n]) >= limit - std::abs(point)) return false;
+      if (bound * (high_half(e.multiplier[n]) + 1) + (std::abs(e.offset[n] + point) >> 16) + (1 << 16) > INT32_MAX) return false;
+    }
+    return true;
+  }
+
+  // 32 codes of four registers of pairs, from channel `channel` of the interleaved order on.
+  __m256i codes(const __m256i (&pairs)[4], int channel) const {
+    const Constants* c = &constants_[channel / 8];
+    const __m256i front = _mm256_packs_epi32(scale(pairs[0], c[0]), scale(pairs[1], c[1]));
+    const __m256i back = _mm256_packs_epi32(scale(pairs[2], c[2]), scale(pairs[3], c[3]));
+    const __m256i low = _mm256_set1_epi8(static_cast<char>(low_)), high = _mm256_set1_epi8(static_cast<char>(high_));
+    return _mm256_min_epu8(_mm256_max_epu8(_mm256_packus_epi16(front, back), low), high);
+  }
+
+ private:
+  struct alignas(32) Constants {
+    int32_t high[8], low[8], high_offset[8], low_offset[8], shift[8];
+  };
+
+  static int32_t high_half(int32_t multiplier) { return (multiplier + (1 << 15)) >> 16; }
+
+  static __m256i scale(__m256i pairs, const Constants& c) {
+    const auto load = [](const int32_t* from) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(from)); };
+    const __m256i below = _mm256_add_epi32(_mm256_madd_epi16(pairs, load(c.low)), load(c.low_offset));
+    const __m256i above = _mm256_add_epi32(_mm256_madd_epi16(pairs, load(c.high)), load(c.high_offset));
+    return _mm256_srav_epi32(_mm256_add_epi32(above, _mm256_srai_epi32(below, 16)), load(c.shift));
+  }
+
+  std::vector<Constants> constants_;
+  int low_, high_;
+};
+
+// The same for sums of int32.
+struct LongRequantizer : avx2::Requantizer {
+  LongRequantizer(const Epilogue& e, int64_t bound) : avx2::Requantizer(e, static_cast<int>(e.multiplier.size()), bound) {}
+
+  __m256i codes(const __m256i (&sums)[4], int channel) const {
+    if (vector()) return interleaved(sums, channel);
+    alignas(32) uint8_t codes[48];  // 16 bytes of room for wide ones, which never come here
+    store(codes, channel, 16, sums[0], sums[1]);
+    store(codes + 16, channel + 16, 16, sums[2], sums[3]);
+    // fours of channels 0 4 1 5 2 6 3 7 -> 0 1 2 3 4 5 6 7
+    const __m256i order = _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7);
+    return _mm256_permutevar8x32_epi32(_mm256_load_si256(reinterpret_cast<const __m256i*>(codes)), order);
+  }
 };
 
 template <Width width>
@@ -31,16 +102,11 @@ struct Avx2 {
     void set(int place, int8_t weight) { value[place % kTerms][place] = weight; }
   };
 
-  struct Requantizer : avx2::Requantizer {
-    Requantizer(const Epilogue& e, int64_t bound) : avx2::Requantizer(e, static_cast<int>(e.multiplier.size()), bound) {}
-  };
+  using Requantizer = std::conditional_t<width == Width::kShort, PairRequantizer, LongRequantizer>;
 
   static Sum zero() { return _mm256_setzero_si256(); }
 
-  static void spill(int32_t* to, Sum sum) {
-    if constexpr (width == Width::kShort) sum = _mm256_madd_epi16(sum, _mm256_set1_epi16(1));
-    _mm256_store_si256(reinterpret_cast<__m256i*>(to), sum);
-  }
+  static void spill(int32_t* to, Sum sum) { _mm256_store_si256(reinterpret_cast<__m256i*>(to), sum); }
 
   static Sum add(Sum sum, Bytes pixels, const Weights& w) {
     const auto products = [&](int term) {
@@ -71,7 +137,9 @@ struct Avx2 {
   static void store(const Requantizer& requantizer, int panel, int channels, const int32_t* sums, const int* columns,
                     int count, uint8_t* const* to, std::ptrdiff_t pixel) {
     for (int i = 0; i < count; ++i, sums += 32) {
-      const __m256i codes = thirty_two(requantizer, 32 * panel, sums);
+      __m256i sum[4];
+      for (int k = 0; k < 4; ++k) sum[k] = _mm256_load_si256(reinterpret_cast<const __m256i*>(sums + 8 * k));
+      const __m256i codes = requantizer.codes(sum, 32 * panel);
       const std::ptrdiff_t at = columns[i] * pixel;
       if constexpr (Rows == 1) _mm256_storeu_si256(reinterpret_cast<__m256i*>(to[0] + at), codes);
       else put(to[0] + at, channels, _mm256_castsi256_si128(codes)), put(to[1] + at, channels, _mm256_extracti128_si256(codes, 1));
@@ -79,18 +147,6 @@ struct Avx2 {
   }
 
  private:
-  static __m256i thirty_two(const Requantizer& requantizer, int channel, const int32_t* sums) {
-    __m256i acc[4];
-    for (int i = 0; i < 4; ++i) acc[i] = _mm256_load_si256(reinterpret_cast<const __m256i*>(sums + 8 * i));
-    if (requantizer.vector()) return requantizer.interleaved(acc, channel);
-    alignas(32) uint8_t codes[48];  // 16 bytes of room for wide ones, which never come here
-    requantizer.store(codes, channel, 16, acc[0], acc[1]);
-    requantizer.store(codes + 16, channel + 16, 16, acc[2], acc[3]);
-    // fours of channels 0 4 1 5 2 6 3 7 -> 0 1 2 3 4 5 6 7
-    const __m256i order = _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7);
-    return _mm256_permutevar8x32_epi32(_mm256_load_si256(reinterpret_cast<const __m256i*>(codes)), order);
-  }
-
   static void put(uint8_t* to, int count, __m128i codes) {
     if (count == 16) return _mm_storeu_si128(reinterpret_cast<__m128i*>(to), codes);
     alignas(16) uint8_t bytes[16];
@@ -116,7 +172,7 @@ Width narrowest(const ConvSpec& s) {
         }
       largest_sum = std::max(largest_sum, sum);
     }
-  if (largest_sum * s.input_high <= INT16_MAX) return Width::kShort;
+  if (largest_sum * s.input_high <= INT16_MAX && PairRequantizer::fits(s.folded(), s.bound())) return Width::kShort;
   return largest_pair * s.input_high <= INT16_MAX ? Width::kInt : Width::kPair;
 }
 

@@ -144,15 +144,17 @@ class Depthwise final : public Op {
           columns[count + i] = column;
           places[i] = column * s_.stride_w * pixel;
         }
-        multiply<Rows, Shared>(window, weights_.data() + weights_of(index), from, places, sums + count * kRegister);
+        const auto* weight = weights_.data() + weights_of(index);
+        if (window.quads == 1) multiply<Rows, Shared, true>(window, weight, from, places, sums + count * kRegister);
+        else multiply<Rows, Shared, false>(window, weight, from, places, sums + count * kRegister);
       }
       Isa::template store<Rows>(requantizer_, static_cast<int>(index), panels_[index].channels, sums, columns, count, to,
                                 out.pixel);
     }
   }
 
-  // One tile: sums[column][4][kSums].
-  template <int Rows, bool Shared>
+  // One tile: sums[column][4][kSums]. With one quad a row of the kernel its places stay in registers.
+  template <int Rows, bool Shared, bool OneQuad>
   static void multiply(const Window& window, const typename Isa::Weights* weight, const uint8_t* const* from,
                        const std::ptrdiff_t* places, int32_t* sums) {
     typename Isa::Sum sum[kColumns * 4];
@@ -160,9 +162,11 @@ class Depthwise final : public Op {
     for (int i = 0; i < kColumns * 4; ++i) sum[i] = Isa::zero();
     const uint8_t* row[Rows];
     for (int r = 0; r < Rows; ++r) row[r] = from[r];
+    std::ptrdiff_t tap[4];
+    for (int i = 0; i < 4; ++i) tap[i] = window.taps[i];
     for (int ky = 0; ky < window.rows; ++ky) {
-      for (int q = 0; q < window.quads; ++q, weight += 8) {
-        const std::ptrdiff_t* tap = window.taps.data() + 4 * q;
+      for (int q = 0; q < (OneQuad ? 1 : window.quads); ++q, weight += 8) {
+        for (int i = 0; !OneQuad && i < 4; ++i) tap[i] = window.taps[4 * q + i];
 #pragma GCC unroll 4
         for (int c = 0; c < kColumns; c += 1 + Shared) {
           typename Isa::Bytes quad[4];
