@@ -1,14 +1,15 @@
 // Convolutions of few bits on both sides, by tables rather than bit counts: measured faster than AND and popcount.
 //
-// Some codes of neighbouring input channels are an index x, the codes of the weights they meet an index w of 4 or 6 bits. A
-// table for each x holds the sum of products for each w, and one byte shuffle looks it up for all outputs of a vector: two
-// instructions, shuffle and addition, for 4 * 32 (vpshufb) or 6 * 64 (vpermb) products of one bit. Entries are counted from
-// the lowest possible sum, so they are unsigned bytes; as many are added as a byte holds, then they go to 16 bits.
+// Some codes of neighbouring input channels are an index x, the codes of the weights they meet an index w of 4 bits. A table
+// for each x holds the sum of products for each w, and one byte shuffle looks it up for all outputs of a vector: two
+// instructions, shuffle and addition, for 4 * 32 products of one bit. Entries are counted from the lowest possible sum, so
+// they are unsigned bytes; as many are added as a byte holds, then they go to 16 bits.
 #pragma once
 
 #include <cstring>
 
 #include "packed_bits.h"
+#include "packed_patch.h"
 
 namespace haq {
 
@@ -47,36 +48,17 @@ class TableConv final : public Op {
       : s_(spec), plan_(plan), requantizer_(Isa::requantizer(spec)), packer_(plan, spec.in_channels) {
     make_tables();
     make_weights();
-    const bool rows = s_.dilation_w == 1;  // the pixels of a kernel row are neighbours
-    for (int ky = 0; ky < s_.kernel_h; ++ky)
-      for (int kx = 0; kx < (rows ? 1 : s_.kernel_w); ++kx) runs_.push_back({ky * s_.dilation_h, kx * s_.dilation_w});
-    run_length_ = plan_.groups * (rows ? s_.kernel_w : 1);
   }
 
   void run(const View* in, const View& out, int64_t first, int64_t end) const override {
     if (first >= end) return;
-    Patch patch(*this, out);
-    std::vector<const uint16_t*> from;
-    std::vector<uint8_t*> to;
-    patch.reserve(first, end, out.height);
-    for (int64_t unit = first; unit < end;) {
-      const int64_t image = unit / out.height;
-      const int top = static_cast<int>(unit % out.height);
-      const int bottom = static_cast<int>(std::min<int64_t>(out.height, top + end - unit));
-      const uint16_t* start = patch.add(*in, image, top, bottom);
-      for (int y = top; y < bottom; ++y)
-        for (int x = 0; x < out.width; ++x) {
-          from.push_back(start + (y - top) * s_.stride_h * patch.row + x * s_.stride_w * plan_.groups);
-          to.push_back(out.at(image, y, x));
-        }
-      unit += bottom - top;
-    }
-    std::vector<std::ptrdiff_t> offsets;
-    for (const auto& [y, x] : runs_) offsets.push_back(y * patch.row + x * plan_.groups);
+    const auto pack = [this](const uint8_t* codes, uint16_t* to, std::ptrdiff_t) { packer_(codes, to); };
+    const PackedPatch<uint16_t> patch(s_, *in, out, first, end, plan_.groups, 1, Isa::kSpare, pack);
+    const Stretches stretches(s_, patch.row, plan_.groups);
     for (int panel = 0; panel * kOutputs < s_.out_channels; ++panel) {
       size_t i = 0;
-      for (; i + Isa::kPixels <= from.size(); i += Isa::kPixels) tile<Isa::kPixels>(panel, &from[i], &to[i], offsets);
-      for (; i < from.size(); ++i) tile<1>(panel, &from[i], &to[i], offsets);
+      for (; i + Isa::kPixels <= patch.to.size(); i += Isa::kPixels) tile<Isa::kPixels>(panel, patch, i, stretches);
+      for (; i < patch.to.size(); ++i) tile<1>(panel, patch, i, stretches);
     }
   }
 
@@ -87,44 +69,8 @@ class TableConv final : public Op {
   using Vector = typename Isa::Vector;
   static constexpr int kOutputs = Isa::kLanes * Isa::kVectors;
 
-  // The input rows of the units at hand, as places of tables: [row][pixel][group].
-  struct Patch {
-    const TableConv& conv;
-    const int width;  // pixels of a row
-    const std::ptrdiff_t row;
-    std::vector<uint16_t> places;
-    size_t used = 0;
-
-    Patch(const TableConv& c, const View& out)
-        : conv(c), width((out.width - 1) * c.s_.stride_w + (c.s_.kernel_w - 1) * c.s_.dilation_w + 1),
-          row(std::ptrdiff_t(width) * c.plan_.groups) {}
-
-    int rows(int outputs) const {
-      return (outputs - 1) * conv.s_.stride_h + (conv.s_.kernel_h - 1) * conv.s_.dilation_h + 1;
-    }
-
-    void reserve(int64_t first, int64_t end, int height) {
-      size_t total = 0;
-      for (int64_t unit = first; unit < end;) {
-        const int count = static_cast<int>(std::min(end - unit, height - unit % height));
-        total += rows(count), unit += count;
-      }
-      places.resize(total * row + Isa::kSpare);
-    }
-
-    const uint16_t* add(const View& in, int64_t image, int top, int bottom) {
-      uint16_t* const start = places.data() + used;
-      uint16_t* place = start;
-      for (int y = 0; y < rows(bottom - top); ++y)
-        for (int x = 0; x < width; ++x, place += conv.plan_.groups)
-          conv.packer_(in.at(image, top * conv.s_.stride_h - conv.s_.pad_h + y, x - conv.s_.pad_w), place);
-      used += place - start;
-      return start;
-    }
-  };
-
   void make_tables() {
-    const int inputs = 1 << (plan_.input_bits * plan_.together), input_mask = (1 << plan_.input_bits) - 1;
+    const int inputs = 1 << plan_.input_bits * plan_.together, input_mask = (1 << plan_.input_bits) - 1;
     tables_.resize(size_t(inputs) * Isa::kTable);
     for (int x = 0; x < inputs; ++x)
       for (int w = 0; w < Isa::kTable; ++w) {
@@ -158,18 +104,21 @@ class TableConv final : public Op {
   }
 
   template <int Pixels>
-  void tile(int panel, const uint16_t* const* from, uint8_t* const* to, const std::vector<std::ptrdiff_t>& offsets) const {
+  void tile(int panel, const PackedPatch<uint16_t>& patch, size_t at, const Stretches& stretches) const {
     constexpr int V = Isa::kVectors;
+    const int run_length = stretches.length;
+    const uint16_t* from[Pixels];
+    for (int p = 0; p < Pixels; ++p) from[p] = patch.data.data() + patch.windows[at + p] * plan_.groups;
     Vector wide[Pixels][V][2];  // sums of 16-bit lanes, and of their upper bytes
     for (auto& pixel : wide)
       for (auto& vector : pixel) vector[0] = vector[1] = Isa::zero();
-    const size_t length = size_t(run_length_) * kOutputs;
-    const uint8_t* weight = weight_.data() + panel * offsets.size() * length;
+    const size_t length = size_t(run_length) * kOutputs;
+    const uint8_t* weight = weight_.data() + panel * stretches.offsets.size() * length;
     const uint8_t* const tables = tables_.data();
     const int additions = plan_.additions();
-    for (const std::ptrdiff_t offset : offsets)
-      for (int group = 0; group < run_length_;) {
-        const int last = std::min(group + additions, run_length_);
+    for (const std::ptrdiff_t offset : stretches.offsets)
+      for (int group = 0; group < run_length;) {
+        const int last = std::min(group + additions, run_length);
         Vector bytes[Pixels][V];
         for (auto& pixel : bytes)
           for (auto& vector : pixel) vector = Isa::zero();
@@ -188,14 +137,14 @@ class TableConv final : public Op {
             wide[p][v][1] = Isa::add16(wide[p][v][1], Isa::upper_bytes(bytes[p][v]));
           }
       }
-    const int32_t constant = plan_.lowest * run_length_ * static_cast<int>(offsets.size());
+    const int32_t constant = plan_.lowest * run_length * static_cast<int>(stretches.offsets.size());
     for (int v = 0; v < V; ++v) {
       const int first = panel * kOutputs + v * Isa::kLanes;
       if (first >= s_.out_channels) break;
       for (int p = 0; p < Pixels; ++p) {
         alignas(64) int32_t acc[Isa::kLanes];
         Isa::accumulators(wide[p][v], constant, acc);
-        Isa::store(requantizer_, acc, to[p], first, std::min(Isa::kLanes, s_.out_channels - first));
+        Isa::store(requantizer_, acc, patch.to[at + p], first, std::min(Isa::kLanes, s_.out_channels - first));
       }
     }
   }
@@ -204,8 +153,6 @@ class TableConv final : public Op {
   TablePlan plan_;
   typename Isa::Requantizer requantizer_;
   typename Isa::Packer packer_;
-  std::vector<std::pair<int, int>> runs_;  // (y, x) of the stretches of the window that lie in one piece
-  int run_length_ = 0;                     // groups
   std::vector<uint8_t> weight_, tables_;
 };
 
