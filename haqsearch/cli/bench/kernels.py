@@ -38,6 +38,12 @@ class Case:
     groups: int = 1
 
     @property
+    def macs(self) -> int:
+        """Multiply-adds of the whole batch."""
+        size = (self.size - 1) // self.stride + 1  # padded by half the kernel, which is odd
+        return self.batch * size**2 * self.outputs * self.inputs // self.groups * self.kernel**2
+
+    @property
     def title(self) -> str:
         return f"{self.group}: {self.name}"
 
@@ -93,6 +99,7 @@ def kernels(request: Request) -> dict[str, Any]:
     """Rows for every case and policy, and the geometric mean of each (group, policy)."""
     import torch
 
+    machine = _peaks()
     rows = []
     before = torch.get_num_threads()
     try:
@@ -104,7 +111,9 @@ def kernels(request: Request) -> dict[str, Any]:
     finally:
         torch.set_num_threads(before)
     means = _means(rows)
-    found = report(rows, "kernels", request.folder, {"geometric_means": means})
+    found = report(rows, "kernels", request.folder, {"geometric_means": means, "peaks": machine})
+    found["text"] += ["", "one core at most"]
+    found["text"] += [f"{name:40s} {value:7.1f}" for name, value in machine.items()]
     found["text"] += ["", "geometric means"]
     found["text"] += [f"{m['group']:12s} {m['policy']:6s} {m['threads']} threads {m['ratio']:.2f}" for m in means]
     return found
@@ -114,12 +123,32 @@ def _rows(case: Case, threads: int, repeats: int) -> list[Row]:
     engine, theirs = _best_engine(case)
     rows = []
     for policy in POLICIES[case.group]:
-        ours, method = _ours(case, policy)
+        ours, op = _ours(case, policy)
         figures = compare(ours, partial(_repeat, theirs, _STEPS), repeats)
         for key in ("ours_s", "baseline_s"):
             figures[key] /= _STEPS
-        rows.append(Row(case.title, policy, "torch_int8", threads, note=f"{method}; {engine}", **figures))
+        rates = {
+            "gmac_per_s": round(case.macs / figures["ours_s"] / 1e9, 1),
+            "gbyte_per_s": round(op.packed_bytes / figures["ours_s"] / 1e9, 1),
+        }
+        note = f"{op.method}; {engine}"
+        rows.append(Row(case.title, policy, "torch_int8", threads, note=note, **figures, **rates))
     return rows
+
+
+def _peaks() -> dict[str, float]:
+    """What one core does at most: multiply-adds in registers by instruction, reading memory beyond the caches and within.
+
+    The best of many short runs: a busy machine interrupts some of them.
+    """
+    import torch
+
+    from haqsearch.kernels.native import peaks, read_rate
+
+    found = {f"{name}, GMAC/s": rate for name, rate in peaks().items()}
+    for label, size in (("8 MB", 2**23), ("256 MB", 2**28)):
+        found[f"reading {label} again and again, GB/s"] = read_rate(torch.zeros(size // 8, dtype=torch.int64))
+    return {name: round(rate, 1) for name, rate in found.items()}
 
 
 def _repeat(call: Callable[[], Any], times: int) -> None:
@@ -145,8 +174,8 @@ def _random_codes(shape: tuple[int, ...], low: int, high: int, dtype: torch.dtyp
     return torch.randint(low, high + 1, shape, generator=torch.Generator().manual_seed(0)).to(dtype)
 
 
-def _ours(case: Case, policy: str) -> tuple[Callable[[], Any], str]:
-    """(a call that runs the layer _STEPS times, how it computes); inputs over the full range of their width."""
+def _ours(case: Case, policy: str) -> tuple[Callable[[], Any], Any]:
+    """(a call that runs the layer _STEPS times, the packed operation); inputs over the full range of their width."""
     import torch
 
     from haqsearch.kernels import native
@@ -175,7 +204,7 @@ def _ours(case: Case, policy: str) -> tuple[Callable[[], Any], str]:
         network.step(op, [native.whole(source)], native.whole(target))
     network.give(0, target)
     x = _random_codes((case.batch, case.inputs, case.size, case.size), 0, top, torch.uint8)
-    return lambda: network.run([x]), op.method
+    return lambda: network.run([x]), op
 
 
 def _best_engine(case: Case) -> tuple[str, Callable[[], Any]]:

@@ -15,7 +15,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison. ``ratio``: baseline's time over ours, the median of the turns, with quartiles; seconds are medians."""
+    """One comparison. ``ratio``: baseline's time over ours, the median of the turns, with quartiles; seconds are medians.
+
+    Of a layer, ``gmac_per_s`` are its multiply-adds and ``gbyte_per_s`` its packed weights over our seconds, in 1e9.
+    """
 
     case: str
     policy: str
@@ -27,11 +30,14 @@ class Row:
     ours_s: float
     baseline_s: float
     note: str = ""
+    gmac_per_s: float = 0.0
+    gbyte_per_s: float = 0.0
 
     def text(self) -> str:
         return (
             f"{self.case:32s} {self.policy:8s} {self.baseline:14s} {self.threads} thread{'s'[: self.threads > 1]:1s} "
             f"{self.ratio:6.2f} ({self.q1:.2f} .. {self.q3:.2f})  {1e3 * self.ours_s:9.3f} ms  {self.note}"
+            + (f"; {self.gmac_per_s:.0f} GMAC/s" if self.gmac_per_s else "")
         )
 
 
@@ -68,7 +74,7 @@ def report(
 ) -> dict[str, Any]:
     """What a bench of rows gives: the rows as objects, where and with what they were measured, lines for people."""
     from haqsearch.cli.outcome import environment
-    from haqsearch.files import write_text_atomic
+    from haqsearch.files import write_json_atomic, write_text_atomic
     from haqsearch.kernels import native
 
     machine = {**environment(), "isa": native.isa() or native.isas()[0]}
@@ -77,6 +83,11 @@ def report(
         folder.mkdir(parents=True, exist_ok=True)
         name = f"{what}-{_slug(machine['processor'])}-{machine['isa']}-torch{machine['torch'].split('+')[0]}.csv"
         write_text_atomic(folder / name, _csv(rows, machine))
+        if more:
+            write_json_atomic((folder / name).with_suffix(".json"), {**more, "environment": machine})
+        from haqsearch.cli.bench.summary import write_summary
+
+        write_summary(folder)
         lines.append(f"written: {folder / name}")
     return {"rows": [asdict(row) for row in rows], "environment": machine, **(more or {}), "text": lines}
 

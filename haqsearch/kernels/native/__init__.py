@@ -39,6 +39,22 @@ def isas() -> list[str]:
     return list(_native.isas())
 
 
+def peaks(runs: int = 200) -> dict[str, float]:
+    """Most multiply-adds a second (1e9) that one core does in registers, by the instructions it does them with."""
+    best: dict[str, float] = {}
+    for _ in range(runs):
+        for name, products, seconds in _native.peaks(30_000):
+            if not isa() or name.startswith(isa()):
+                best[name] = max(best.get(name, 0.0), products / seconds / 1e9)
+    return best
+
+
+def read_rate(x: Tensor, runs: int = 20) -> float:
+    """Most bytes a second (1e9) at which one core reads ``x`` from end to end, time and again."""
+    size = x.numel() * x.element_size()
+    return max(size / _native.read_memory(x.data_ptr(), size)[0] / 1e9 for _ in range(runs))
+
+
 def epilogue(
     slot: Slot, channels: int, multiplier: Tensor, offset: Tensor, shift: Tensor, zero_point: int, low: int, high: int
 ) -> Any:
@@ -225,7 +241,9 @@ __all__ = [
     "isas",
     "linear",
     "max_pool2d",
+    "peaks",
     "pool_op",
+    "read_rate",
     "weighted_sum",
     "weighted_sum_op",
     "whole",

@@ -2,15 +2,18 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <chrono>
 #include <stdexcept>
 
 #include "executor.h"
 #include "kernels.h"
+#include "peak.h"
 
 namespace nb = nanobind;
 using namespace haq;
@@ -71,6 +74,36 @@ std::shared_ptr<Op> conv(const Array<int8_t>& weight, int weight_bits, const Int
   return make_conv(s, isa, few_rows);
 }
 
+// (name, multiply-adds, seconds) of chains in registers, for each instruction set there is.
+std::vector<std::tuple<std::string, int64_t, double>> peaks(int64_t iterations) {
+  std::vector<std::tuple<std::string, int64_t, double>> found;
+  for (const Kernels* table : tables("")) {
+    std::vector<Peak> chains;
+#if defined(HAQ_X86)
+    if (table == &kAvx2) chains = avx2_peaks();
+    if (table == &kAvx512) chains = avx512_peaks();
+#endif
+    for (const Peak& peak : chains) {
+      const auto start = std::chrono::steady_clock::now();
+      const int64_t products = peak.run(iterations);
+      found.emplace_back(peak.name, products, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+    }
+  }
+  return found;
+}
+
+// Seconds to read `bytes` bytes at `address` once, and a sum so that they are read.
+std::pair<double, uint64_t> read_memory(uintptr_t address, int64_t bytes) {
+  const uint64_t* words = reinterpret_cast<const uint64_t*>(address);
+  uint64_t sums[8] = {};
+  const auto start = std::chrono::steady_clock::now();
+  for (int64_t i = 0; i + 8 <= bytes / 8; i += 8)
+    for (int j = 0; j < 8; ++j) sums[j] += words[i + j];
+  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  for (int j = 1; j < 8; ++j) sums[0] += sums[j];
+  return {seconds, sums[0]};
+}
+
 Tensor tensor(const Ints& shape, const Ints& border, int bytes, int fill, bool planar,
               int64_t offset, int64_t stride) {
   Tensor t{shape.at(0), shape.at(1), shape.at(2), border.at(0), border.at(1), border.at(2), border.at(3), bytes, fill, planar};
@@ -105,6 +138,8 @@ NB_MODULE(_native, m) {
     if (e) s.epilogue = *e;
     return std::shared_ptr<Op>(e ? make_average(s, isa) : make_maximum(s, isa));
   }, nb::arg(), nb::arg(), nb::arg().none(), nb::arg());
+  m.def("peaks", &peaks, nb::call_guard<nb::gil_scoped_release>());
+  m.def("read_memory", &read_memory, nb::call_guard<nb::gil_scoped_release>());
   m.def("copy", [] { return std::shared_ptr<Op>(make_copy()); });
   m.def("flatten", [] { return std::shared_ptr<Op>(make_flatten()); });
 

@@ -1,0 +1,82 @@
+"""README.md of a folder of bench results: made from the files there, each time one is written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+_HEAD = """# What the integer kernels cost
+
+Written by `haqsearch bench kernels --out DIR` and `haqsearch bench evaluate RECIPE --out DIR` from the CSV files beside it.
+A ratio is the baseline's time over ours, both measured in turns in one process: the median, and in the CSV its quartiles.
+`--isa avx2` keeps our kernels and torch's engines alike to AVX2.
+"""
+
+_KERNELS = """
+Torch's engines have int8 weights and uint8 activations whatever the policy. Without VNNI instructions they add pairs of products
+in int16, which saturates on codes of full range; ours are exact at every width. The last column is how much of the largest
+multiply-add rate of the instruction set (above, one core, in registers) the layers reach, in the median. What is missing there
+goes to broadcasting activations and loading weights (small numbers of channels), to the epilogue (64-bit multiply, add and
+shift for every output), and in depthwise and first layers to short sums: nine or 27 products an output leave the epilogue and
+the loads to bound them. A linear layer of one row is bound by reading its weights: see `gbyte_per_s` in the CSV and the reading
+rate above; packed weights of fewer bits are fewer bytes, until decoding them takes as long.
+"""
+
+
+def write_summary(folder: Path) -> None:
+    """Write ``folder``/README.md. Raises OSError if it cannot be written."""
+    from haqsearch.files import write_text_atomic
+
+    parts = [_HEAD]
+    for path in sorted(folder.glob("kernels-*.csv")):
+        parts += _kernels(path)
+    for path in sorted(folder.glob("evaluate-*.csv")):
+        parts += _evaluate(path)
+    write_text_atomic(folder / "README.md", "\n".join(parts).rstrip() + "\n")
+
+
+def _heading(path: Path, what: str, rows: Any) -> str:
+    first = rows.iloc[0]
+    machine = f"{first['processor']}, {first['isa']}, torch {first['torch']}, commit {first['commit']}"
+    return f"\n## {what}: {machine} (`{path.name}`)\n"
+
+
+def _kernels(path: Path) -> list[str]:
+    import numpy as np
+    import pandas as pd
+
+    rows = pd.read_csv(path)
+    rows["group"] = rows["case"].str.partition(":")[0]
+    lines = [_heading(path, "Layers", rows)]
+    side = path.with_suffix(".json")
+    peaks = json.loads(side.read_text(encoding="utf-8"))["peaks"] if side.is_file() else {}
+    lines += [f"- {name}: {value}" for name, value in peaks.items()]
+    top = max((value for name, value in peaks.items() if "GMAC" in name), default=float("nan"))
+    lines += [
+        _KERNELS,
+        "| layers | policy | threads | ratio to torch int8 (geometric mean) | least | most | share of peak |",
+    ]
+    lines += ["|---|---|---|---|---|---|---|"]
+    for (group, policy, threads), part in rows.groupby(["group", "policy", "threads"], sort=False):
+        mean = float(np.exp(np.log(part["ratio"]).mean()))
+        share = float((part["gmac_per_s"] / (top * part["threads"])).median())
+        lines.append(
+            f"| {group} ({len(part)}) | {policy} | {threads} | {mean:.2f} | {part['ratio'].min():.2f} "
+            f"| {part['ratio'].max():.2f} | {share:.0%} |"
+        )
+    return lines
+
+
+def _evaluate(path: Path) -> list[str]:
+    import pandas as pd
+
+    rows = pd.read_csv(path)
+    lines = [_heading(path, "Networks", rows), "| network | policy | against | threads | ratio | quartiles | ours |"]
+    lines += ["|---|---|---|---|---|---|---|"]
+    for row in rows.to_dict("records"):
+        lines.append(
+            f"| {row['case']} | {row['policy']} | {row['baseline']} | {row['threads']} | {row['ratio']:.2f} "
+            f"| {row['q1']:.2f} .. {row['q3']:.2f} | {1e3 * row['ours_s']:.2f} ms |"
+        )
+    return lines

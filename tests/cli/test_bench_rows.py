@@ -1,0 +1,79 @@
+"""haqsearch bench kernels and evaluate. Figures are a machine's own; here it is that they are there, and belong together."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from networks import INTEGER, inputs, random_policy, small
+from typer.testing import CliRunner
+
+from haqsearch.cli.bench.evaluate import fake_quantized, float32
+from haqsearch.errors import RecipeError
+from haqsearch.graph import run_float
+from haqsearch.runtime import run_program
+
+pytest.importorskip("haqsearch.kernels.native", reason="the native kernels are not built")
+ROOT = Path(__file__).parents[2]
+KEYS = {"case", "policy", "baseline", "threads", "ratio", "q1", "q3"}
+
+
+def bench(*arguments: object):
+    import typer
+
+    from haqsearch.cli.bench import command
+
+    app = typer.Typer()
+    app.command("bench")(command)
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def test_kernels_gives_rows_a_csv_and_a_summary(tmp_path):
+    found = bench("kernels", "--only", "linear: 1024", "--threads", "1", "--repeats", "2", "--out", tmp_path, "--json")
+    rows = json.loads(found.output)["rows"]
+    assert [row["policy"] for row in rows] == ["w8a8", "w4a8", "w3a8", "w2a8", "w1a8"]
+    assert all(row.keys() >= KEYS and row["baseline"] == "torch_int8" for row in rows)
+    assert all(row["q1"] <= row["ratio"] <= row["q3"] for row in rows)
+    (table,) = tmp_path.glob("kernels-*-torch*.csv")
+    with table.open(encoding="utf-8") as file:
+        assert [row["policy"] for row in csv.DictReader(file)] == [row["policy"] for row in rows]
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert table.name in text
+    assert "| linear (1) | w8a8 | 1 |" in text
+
+
+def test_evaluate_compares_with_fake_quantization_with_float32_and_with_itself(tmp_path):
+    recipe = tmp_path / "searches" / "digits.toml"  # a trained network is kept beside it
+    recipe.parent.mkdir()
+    recipe.write_text((ROOT / "searches" / "digits-bismo-edge.toml").read_text(encoding="utf-8"), encoding="utf-8")
+    quick = ("--only", "w4a4", "--repeats", "1", "--set", "split.calibrate=96", "--set", "train.epochs=1")
+    found = bench("evaluate", recipe, "--threads", "1,2", *quick, "--json")
+    assert found.exception is None, found.exception
+    rows = json.loads(found.output)["rows"]
+    assert all(row.keys() >= KEYS for row in rows)
+    assert [(row["baseline"], row["threads"]) for row in rows] == [
+        ("fake_quant", 1), ("float32", 1), ("fake_quant", 2), ("float32", 2), ("one_thread", 2), ("unchanged", 1)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", INTEGER)
+def test_the_baselines_compute_the_same_network(name):
+    """A comparison with something else would be worth nothing. Fake quantization rounds sums of floats: not the last code."""
+    ready, x = small(name), inputs(name, 16, 7)
+    assert torch.allclose(float32(ready.graph)(x), run_float(ready.graph, x), atol=1e-4)
+    program = ready.lower(random_policy(ready, 7))
+    real = run_program(program, x)
+    assert (fake_quantized(program)(x) - real).norm() <= 0.02 * real.norm() + 2 * program.output_info.scale
+
+
+def test_what_cannot_be_measured_is_refused():
+    for arguments, sentence in (
+        (("kernels", "--threads", "0"), "give numbers of threads"),
+        (("kernels", "--isa", "sse9"), "torch's engines can be kept to avx2"),
+    ):
+        error = bench(*arguments).exception
+        assert isinstance(error, RecipeError)
+        assert sentence in str(error)
