@@ -29,6 +29,7 @@ struct Window {
   const std::ptrdiff_t* places;
   int stretches, steps;
   std::ptrdiff_t pixel;  // from one window of a group to the next
+  std::ptrdiff_t channel = 0;
 };
 
 inline __m512i broadcast(const uint8_t* from) {
@@ -47,7 +48,7 @@ void multiply(const Group* groups, const Window& window, const Weights* weight, 
   const std::ptrdiff_t pixel = window.pixel;
   for (int s = 0; s < window.stretches; ++s) {
     std::array<const uint8_t*, Groups> from;
-    for (int g = 0; g < Groups; ++g) from[g] = groups[g].from + window.places[s];
+    for (int g = 0; g < Groups; ++g) from[g] = groups[g].from + window.channel + window.places[s];
     for (int k = 0; k < window.steps; ++k, weight += Blocks) {
       __m512i w[Blocks];
       for (int b = 0; b < Blocks; ++b) w[b] = avx512::load(weight + b);
@@ -196,16 +197,13 @@ class Conv final : public Op {
   void run_panel(const Packing::Panel& panel, Window window, const Group* groups, int count, std::ptrdiff_t pixel) const {
     using T = Tiles<Blocks, Pixels>;
     alignas(64) int32_t accumulators[T::kLargest * Pixels * Blocks * kBlock];
-    Group shifted[T::kLargest];
     uint8_t* to[T::kLargest * Pixels];
-    window.steps = panel.steps;
+    window.steps = panel.steps, window.channel = panel.channel;
     for (int i = 0; i < count; i += T::kLargest) {
       const int size = std::min(T::kLargest, count - i);
-      for (int g = 0; g < size; ++g) {
-        shifted[g].from = groups[i + g].from + panel.channel;
+      for (int g = 0; g < size; ++g)
         for (int p = 0; p < Pixels; ++p) to[g * Pixels + p] = groups[i + g].to + p * pixel;
-      }
-      T::kMultiply[size - 1](shifted, window, panel.weight.data(), accumulators);
+      T::kMultiply[size - 1](groups + i, window, panel.weight.data(), accumulators);
       requantizer_.store<Blocks>(accumulators, to, size * Pixels, panel.block);
     }
   }

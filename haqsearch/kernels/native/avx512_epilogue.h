@@ -133,26 +133,28 @@ class Requantizer {
     }
   };
 
-  // The packed codes of 4 / Blocks pixels to their places. A masked store takes longer than a whole one.
+  // The packed codes of 4 / Blocks pixels to their places.
   template <int Blocks>
-  static void put(__m512i packed, uint8_t* const* to, int first, int pixels, int channels) {
-    if (pixels >= 4 / Blocks && channels >= Blocks * kBlock) {
-      const auto at = [&](int i) { return reinterpret_cast<__m128i*>(to[i] + first); };
-      if constexpr (Blocks == 2) {
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(at(0)), _mm512_castsi512_si256(packed));
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(at(1)), _mm512_extracti64x4_epi64(packed, 1));
-      } else {
-        _mm_storeu_si128(at(0), _mm512_castsi512_si128(packed));
-        _mm_storeu_si128(at(1), _mm512_extracti32x4_epi32(packed, 1));
-        _mm_storeu_si128(at(2), _mm512_extracti32x4_epi32(packed, 2));
-        _mm_storeu_si128(at(3), _mm512_extracti32x4_epi32(packed, 3));
-      }
-      return;
+  static void put(__m512i packed, uint8_t* const* to, int first) {
+    const auto at = [&](int i) { return reinterpret_cast<__m128i*>(to[i] + first); };
+    if constexpr (Blocks == 2) {
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(at(0)), _mm512_castsi512_si256(packed));
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(at(1)), _mm512_extracti64x4_epi64(packed, 1));
+    } else {
+      _mm_storeu_si128(at(0), _mm512_castsi512_si128(packed));
+      _mm_storeu_si128(at(1), _mm512_extracti32x4_epi32(packed, 1));
+      _mm_storeu_si128(at(2), _mm512_extracti32x4_epi32(packed, 2));
+      _mm_storeu_si128(at(3), _mm512_extracti32x4_epi32(packed, 3));
     }
+  }
+
+  // Fewer pixels, or not all channels of the blocks.
+  template <int Blocks>
+  static void put_some(__m512i packed, uint8_t* const* to, int first, int pixels, int channels) {
     alignas(64) uint8_t codes[64];
     _mm512_store_si512(codes, packed);
-    const __mmask32 mask = channels >= Blocks * kBlock ? 0xFFFFFFFFu >> (32 - Blocks * kBlock) : (__mmask32(1) << channels) - 1;
-    for (int i = 0; i < std::min(pixels, 4 / Blocks); ++i)
+    const __mmask32 mask = 0xFFFFFFFFu >> (32 - std::min(channels, Blocks * kBlock));
+    for (int i = 0; i < pixels; ++i)
       _mm256_mask_storeu_epi8(to[i] + first, mask, _mm256_maskz_loadu_epi8(mask, codes + i * Blocks * kBlock));
   }
 
@@ -163,14 +165,22 @@ class Requantizer {
     const Lanes<rounding> a(blocks_[block], e_), b(blocks_[block + Blocks - 1], e_);
     const __m512i gather = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     const __m512i low = _mm512_set1_epi8(static_cast<char>(e_.low)), high = _mm512_set1_epi8(static_cast<char>(e_.high));
-    for (int p = 0; p < pixels; p += kStep, accumulators += 4 * kBlock) {
-      // Behind the last pixel the first of these again: nothing is read that is not there.
-      const auto acc = [&](int i) { return load(accumulators + (i < (pixels - p) * Blocks ? i : 0) * kBlock); };
-      const __m512i front = _mm512_packs_epi32(a.scale(acc(0)), b.scale(acc(1)));
-      const __m512i back = _mm512_packs_epi32(a.scale(acc(2)), b.scale(acc(3)));
-      const __m512i codes = _mm512_min_epu8(_mm512_max_epu8(_mm512_packus_epi16(front, back), low), high);
-      put<Blocks>(_mm512_permutexvar_epi32(gather, codes), to + p, first, pixels - p, left);
+    const auto codes = [&](const int32_t* c0, const int32_t* c1, const int32_t* c2, const int32_t* c3) {
+      const __m512i front = _mm512_packs_epi32(a.scale(load(c0)), b.scale(load(c1)));
+      const __m512i back = _mm512_packs_epi32(a.scale(load(c2)), b.scale(load(c3)));
+      const __m512i clamped = _mm512_min_epu8(_mm512_max_epu8(_mm512_packus_epi16(front, back), low), high);
+      return _mm512_permutexvar_epi32(gather, clamped);
+    };
+    int p = 0;
+    for (; p + kStep <= pixels; p += kStep, accumulators += 4 * kBlock) {
+      const __m512i packed = codes(accumulators, accumulators + kBlock, accumulators + 2 * kBlock, accumulators + 3 * kBlock);
+      if (left >= Blocks * kBlock) put<Blocks>(packed, to + p, first);
+      else put_some<Blocks>(packed, to + p, first, kStep, left);
     }
+    if (p == pixels) return;
+    // Behind the last pixel the first of these again: nothing is read that is not there.
+    const auto at = [&](int i) { return accumulators + (i < (pixels - p) * Blocks ? i : 0) * kBlock; };
+    put_some<Blocks>(codes(at(0), at(1), at(2), at(3)), to + p, first, pixels - p, left);
   }
 
   template <Rounding rounding, typename Put>
