@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from hwmodels.geometry import Loops
-from hwmodels.machine import Arithmetic, ComputeProfile, inherit
+from hwmodels.machine import Arithmetic, MachineProfile, inherit
 from hwmodels.schema import OperandWidth, Section
 
 Cycles = Annotated[float, Field(ge=0, le=1e15)]
@@ -93,7 +93,7 @@ class AffineCompute(Affine):
         return inherit(data)
 
 
-class AffineProfile(ComputeProfile[Affine]):
+class AffineProfile(MachineProfile):
     """A device known by a fit of its measured layers."""
 
     compute: AffineCompute

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import model_validator
 
 from hwmodels.geometry import Loops, ceil_div
-from hwmodels.machine import Arithmetic, ComputeProfile, inherit
+from hwmodels.machine import Arithmetic, MachineProfile, inherit
 from hwmodels.schema import Count, Natural
 
 
@@ -69,7 +69,7 @@ class LanesCompute(Lanes):
         return inherit(data)
 
 
-class LanesProfile(ComputeProfile[Lanes]):
+class LanesProfile(MachineProfile):
     """A device with an array of lanes."""
 
     compute: LanesCompute

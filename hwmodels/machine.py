@@ -12,9 +12,8 @@ optimizer.py]; that they add up holds for cores that wait for their own transfer
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
@@ -36,9 +35,6 @@ class Arithmetic(Section):
 
     def check(self, pairs: tuple[tuple[int, int], ...]) -> None:
         """Raise ValueError if the arithmetic has no answer for one of the native ``pairs``."""
-
-
-A = TypeVar("A", bound=Arithmetic)
 
 
 def inherit(data: Any) -> Any:
@@ -103,17 +99,19 @@ class Overhead(Section):
 
 
 class MachineProfile(Profile):
-    """What every kind of data-sheet device has besides its arithmetic."""
+    """A data-sheet device; every kind of arithmetic is a subclass that gives ``compute`` its type."""
 
+    compute: Any
     memory: list[Level] = Field(default_factory=list)
     traffic: Traffic = Traffic()
     energy: Energies | None = None
     overhead: Overhead = Overhead()
 
     @property
-    @abstractmethod
-    def arithmetic(self) -> Mapping[str, Arithmetic]:
+    def arithmetic(self) -> dict[str, Arithmetic]:
         """By kind of loops; ``convolution`` is always there."""
+        apart = {op: getattr(self.compute, op) for op in OPS}
+        return {"convolution": self.compute, **{op: found for op, found in apart.items() if found is not None}}
 
     @model_validator(mode="after")
     def _complete(self) -> MachineProfile:
@@ -131,17 +129,6 @@ class MachineProfile(Profile):
         return Machine(self)
 
 
-class ComputeProfile(MachineProfile, Generic[A]):
-    """A data-sheet device with the arithmetic ``A`` and its overrides by operation."""
-
-    compute: Any
-
-    @property
-    def arithmetic(self) -> Mapping[str, Arithmetic]:
-        apart = {op: getattr(self.compute, op) for op in OPS}
-        return {"convolution": self.compute, **{op: found for op, found in apart.items() if found is not None}}
-
-
 class Machine(ProfiledDevice[MachineProfile]):
     """Prices layers by the data sheet. ``weights_before``: weights of the layers that come earlier, by layer name."""
 
@@ -149,6 +136,7 @@ class Machine(ProfiledDevice[MachineProfile]):
         super().__init__(profile)
         if profile.energy is None:
             self.metrics = ("latency_s",)
+        self._arithmetic = profile.arithmetic
         self._weights_before: dict[str, int] = {}
 
     @property
@@ -168,7 +156,7 @@ class Machine(ProfiledDevice[MachineProfile]):
 
     def run(self, loops: Loops, choice: Choice, native: tuple[int, int], batch: int) -> Run:
         profile, frequency = self.profile, self.profile.clock.frequency_hz
-        arithmetic = profile.arithmetic.get(loops.kind, profile.arithmetic["convolution"])
+        arithmetic = self._arithmetic.get(loops.kind, self._arithmetic["convolution"])
         cycles = arithmetic.cycles(loops, native, batch, frequency)
         through = transfers(profile.memory, profile.traffic, loops, choice, batch)
         seconds = {"compute": cycles / frequency, **dict.fromkeys(_NAMES.values(), 0.0)}
@@ -189,25 +177,27 @@ class Machine(ProfiledDevice[MachineProfile]):
             bound = "compute"
         else:
             bound = max(_NAMES.values(), key=lambda name: seconds[name])
-        energy = self._energy_pj(loops, choice, native, batch, cycles, through, latency)
+        energy = self._static_and_core_pj(cycles, latency) + self._macs_pj(loops, native, batch)
+        energy += self._memory_pj(loops, choice, batch, through)
         return Run(latency * frequency, bound, energy, seconds)
 
-    def _energy_pj(
-        self, loops: Loops, choice: Choice, native: tuple[int, int], batch: int, cycles: float,
-        through: list[dict[str, float]], latency: float,
-    ) -> float:  # fmt: skip
+    def _static_and_core_pj(self, cycles: float, latency: float) -> float:
         energy = self.profile.energy
-        if energy is None:
-            return 0.0
-        macs = batch * loops.macs
-        total = macs * energy.mac_pj(*native) + cycles * energy.core_pj_per_cycle + latency * energy.static_w * 1e12
+        return cycles * energy.core_pj_per_cycle + latency * energy.static_w * 1e12 if energy else 0.0
+
+    def _macs_pj(self, loops: Loops, native: tuple[int, int], batch: int) -> float:
+        return batch * loops.macs * self.profile.energy.mac_pj(*native) if self.profile.energy else 0.0
+
+    def _memory_pj(self, loops: Loops, choice: Choice, batch: int, through: list[dict[str, float]]) -> float:
         widths = {"weights": choice.weight.width, "inputs": choice.activation.width}
+        total = 0.0
         for level, moved in zip(self.profile.memory, through, strict=True):
             for tensor, bits in moved.items():
                 if tensor == "outputs":
                     total += bits * level.write_pj_per_bit
                 elif level.reads == "per_mac":
-                    total += bits * level.write_pj_per_bit + macs * widths[tensor] * level.read_pj_per_bit
+                    operands = batch * loops.macs * widths[tensor]
+                    total += bits * level.write_pj_per_bit + operands * level.read_pj_per_bit
                 else:
                     total += bits * level.read_pj_per_bit
         return total

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from hwmodels.geometry import Loops, ceil_div
-from hwmodels.machine import Arithmetic, ComputeProfile, inherit
+from hwmodels.machine import Arithmetic, MachineProfile, inherit
 from hwmodels.schema import Count, OperandWidth, Rate, Section, Share
 
 
@@ -105,7 +105,7 @@ class RatesCompute(Rates):
         return inherit(data)
 
 
-class RatesProfile(ComputeProfile[Rates]):
+class RatesProfile(MachineProfile):
     """A device with a table of rates."""
 
     compute: RatesCompute
