@@ -226,6 +226,25 @@ class _Builder:
             native.pool_op(window, 0, None), [whole(self._slot(step.inputs[0]))], whole(self._slot(step.outputs[0]))
         )
 
+    def _minimum(self, step: Instruction) -> None:
+        """min(q, high) by channel, as two depthwise 1 x 1 convolutions: q + (largest - high) is cut at the largest code that
+        the container holds, and the same is taken away again."""
+        name = step.outputs[0]
+        source, target = self._slot(step.inputs[0]), self._slot(name)
+        least, most = (
+            torch.iinfo(storage_dtype(self._info(name).format)).min,
+            torch.iinfo(storage_dtype(self._info(name).format)).max,
+        )
+        room = most - self.program.constants[f"{name}.high"]
+        between = self.network.slot(source.shape, storage_dtype(self._info(name).format), 0)
+        ones = torch.ones(len(room), 1, 1, 1, dtype=torch.int8)
+        window = ((1, 1), (0, 0), (1, 1))
+        for x, y, move, low in ((source, between, room, least), (between, target, -room, self._info(name).low)):
+            half = torch.ones_like(room)  # a shift by one bit, and the half that is added before it
+            constants = native.epilogue(y, len(room), 2 * half, 2 * move + half, half, 0, low, most)
+            made = native.conv_op(x, 0, (least, most), ones, 2, window, len(room), constants)
+            self.network.step(made, [whole(x)], whole(y))
+
     def _slice(self, step: Instruction) -> None:
         source, target = self._slot(step.inputs[0]), self._slot(step.outputs[0])
         at, dim = step.attributes, step.attributes["dim"]
@@ -281,6 +300,8 @@ def _has_native_form(program: IntegerProgram, step: Instruction) -> bool:
         case "conv2d" | "avg_pool2d" | "linear" | "add" | "rescale" | "concat":
             sound = all(d in _NARROW for d in taken) and all(d in (*_NARROW, torch.int16) for d in given)
             return sound and (step.op != "linear" or len(first) < 3) and _one_shape(step, shapes)
+        case "minimum":
+            return taken[0] in _NARROW and len(first) in {1, 3}
         case "max_pool2d" | "slice" | "pad" | "reshape":
             return taken[0] in _NARROW and _moves_natively(step, first, shapes[-1] or ())
         case _:
