@@ -2,11 +2,12 @@
 
 A layer is what its weights need, and the operations without weights that follow it (an add, a pool, a rescaling); the first
 layer also has what a call costs: the input quantized, the output handed over. An operation is timed in a program that holds
-it many times over, less the program that holds it once: what is left is the operation alone, warm, without any call.
+it many times over, less the program that holds it once: what is left is the operation alone, warm, without any call. In the
+network it is not so warm; so the layers at one pair of widths are scaled together until they add up to a whole run at it.
 
-Time on a machine that others use is noisy. The two programs alternate; runs go on until the quartiles of their difference
-are close together, or the patience is at an end, and a cell that stayed noisy is counted. A sentinel, the first program,
-is timed again after every few cells: where it has drifted - another clock, a busy neighbour - those cells are timed anew.
+Time on a machine that others use is noisy. The two programs alternate; runs go on until they agree, or the patience is at
+an end, and a cell that stayed noisy is counted. A sentinel, the first program, is timed again after every pair of widths:
+where it has drifted - another clock, a busy neighbour - those cells are timed anew.
 """
 
 from __future__ import annotations
@@ -23,42 +24,56 @@ from haqsearch.spec import ModelSpec
 if TYPE_CHECKING:
     from haqsearch.runtime import Instruction, IntegerProgram
 
-_CELL_S = 1e-3  # of a run that holds an operation many times over
+_CELL_S = 5e-4  # of the many copies of an operation; short, so that a run fits into one slice of a busy processor
 _MOST_COPIES = 256
 _DRIFT = 0.10  # of the sentinel, that cells are believed at
-_BLOCK = 16  # cells between two looks at the sentinel
-_TRIES = 3  # at a block whose sentinel drifted
+_TRIES = 3  # at a pair of widths during which the sentinel drifted
 
 
 @dataclass(frozen=True)
 class Patience:
-    """When a timing is good enough: at least ``least`` runs, until the quartile spread over the median is within ``spread``,
-    at most ``most`` runs or ``seconds``."""
+    """When a timing is good enough: after ``least`` runs or more, when it is certain within ``spread``; at most ``most`` runs
+    or ``seconds``. The ``statistic`` of the runs is their ``median``, uncertain by the distance of their quartiles; or the
+    ``least``, uncertain by how far the next two are, which also settles on a machine that others use."""
 
     least: int = 7
-    most: int = 61
+    most: int = 200
     spread: float = 0.05
     seconds: float = 0.5
+    statistic: str = "median"
+
+    def value(self, times: Sequence[float]) -> float:
+        """The statistic."""
+        return median(times) if self.statistic == "median" else min(times)
+
+    def uncertainty(self, times: Sequence[float]) -> float:
+        """Seconds that the statistic may be off."""
+        if self.statistic == "median":
+            low, _, high = quantiles(times, n=4)
+            return high - low
+        ordered = sorted(times)
+        return ordered[min(2, len(ordered) - 1)] - ordered[0]
+
+    def settled(self, taken: Sequence[Sequence[float]]) -> bool:
+        """Whether runs of one program, or the last less the first of two programs', are certain."""
+        values = [self.value(times) for times in taken]
+        result = values[0] if len(values) == 1 else values[-1] - values[0]
+        return sum(map(self.uncertainty, taken)) <= self.spread * result
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one run: median, least, the distance of the quartiles over the median, and how many runs."""
+    """Seconds of one run: median and least of ``repeats`` runs, and whether they ``settled`` within the patience."""
 
     median_s: float
     least_s: float
-    spread: float
+    settled: bool
     repeats: int
-
-    @property
-    def relative(self) -> float:
-        """Spread; of nothing, none."""
-        return self.spread
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A layer at a width pair, for ``batch`` samples. ``quiet``: every operation's spread was within the patience's."""
+    """A layer at a width pair, for ``batch`` samples. ``quiet``: the runs of every operation settled."""
 
     layer: str
     weight_bits: int
@@ -72,12 +87,13 @@ class Cell:
 
 @dataclass
 class Report:
-    """What happened while cells were measured: how many were noisy, how far the sentinel drifted at worst, which blocks had
-    to be measured again, and operations that were not timed."""
+    """What happened while cells were measured: how many were noisy, how far the sentinel drifted at worst, how many pairs of
+    widths had to be measured again, a whole run over the sum of its layers timed alone, and operations not timed."""
 
     noisy: int = 0
     drift: float = 0.0
     again: int = 0
+    whole_over_sum: list[float] = field(default_factory=list)
     not_timed: set[str] = field(default_factory=set)
 
 
@@ -97,7 +113,7 @@ def time_calls(calls: Sequence[Callable[[], object]], patience: Patience) -> lis
                 taken[i].append(perf_counter() - start)
             turns.reverse()
             if len(taken[0]) >= patience.least:
-                if all(spread(times) <= patience.spread for times in taken) or perf_counter() > end:
+                if patience.settled(taken) or perf_counter() > end:
                     break
     finally:
         if collecting:
@@ -105,16 +121,11 @@ def time_calls(calls: Sequence[Callable[[], object]], patience: Patience) -> lis
     return taken
 
 
-def spread(values: Sequence[float]) -> float:
-    """Distance of the quartiles over the median."""
-    low, middle, high = quantiles(values, n=4)
-    return (high - low) / middle if middle > 0 else 0.0
-
-
 def time_call(call: Callable[[], object], patience: Patience | None = None) -> Timing:
     """One call, on its own."""
-    (taken,) = time_calls([call], patience or Patience())
-    return Timing(median(taken), min(taken), spread(taken), len(taken))
+    patience = patience or Patience()
+    (taken,) = time_calls([call], patience)
+    return Timing(median(taken), min(taken), patience.settled([taken]), len(taken))
 
 
 class Stopwatch:
@@ -151,7 +162,7 @@ class Stopwatch:
             shapes = {program.tensors[name].shape for name in step.inputs}
             if len(shapes) > 1 or step.op in ("quantize", "dequantize", "float"):
                 self.not_timed.add(step.op)
-                self._known[key] = Timing(0.0, 0.0, 0.0, 0)
+                self._known[key] = Timing(0.0, 0.0, True, 0)
             else:
                 self._known[key] = self._difference(program, step)
         return self._known[key]
@@ -171,10 +182,10 @@ class Stopwatch:
         few = 9
         rough = time_calls([once, self.program(repeated(program, step, few))], Patience(3, 3))
         one_s = max((min(rough[1]) - min(rough[0])) / (few - 1), 1e-7)
-        copies = int(min(max(_CELL_S / one_s, 4), _MOST_COPIES))
+        copies = int(min(max(_CELL_S / one_s, 3), _MOST_COPIES))
         taken = time_calls([once, self.program(repeated(program, step, 1 + copies))], self.patience)
         middle, least = ((f(taken[1]) - f(taken[0])) / copies for f in (median, min))
-        return Timing(max(middle, 1e-9), max(least, 1e-9), spread(taken[1]), len(taken[1]))
+        return Timing(max(middle, 1e-9), max(least, 1e-9), self.patience.settled(taken), len(taken[1]))
 
 
 def repeated(program: IntegerProgram, step: Instruction, times: int) -> IntegerProgram:
@@ -222,41 +233,45 @@ def measure(
     programs: Mapping[tuple[int, int], Callable[[], IntegerProgram]],
     model: ModelSpec,
     watch: Stopwatch,
-    done: set[tuple[str, int, int]] | None = None,
     report: Report | None = None,
 ) -> Iterator[list[Cell]]:
-    """Time every layer of ``model`` at every width pair of ``programs`` that is not ``done``, in blocks of cells.
+    """Time every layer of ``model`` at every width pair of ``programs``; the cells of one pair at a time.
 
-    ``programs`` gives the network's integer program at one pair of widths everywhere. Pairs alternate in direction, so that
-    a machine that slows down does not slow the wide ones alone.
+    ``programs`` gives the network's integer program at one pair of widths everywhere.
     """
-    done, report = done or set(), report if report is not None else Report()
+    report = report if report is not None else Report()
+    names = [layer.name for layer in model.quantizable]
     sentinel: Callable[[], object] | None = None
     reference = 0.0
     for pair, make in programs.items():
-        names = [layer.name for layer in model.quantizable if (layer.name, *pair) not in done]
-        if not names:
-            continue
         program = make()
         steps = by_layer(program)
         if sentinel is None:
             sentinel = watch.program(program)
             reference = time_call(sentinel, watch.patience).least_s
-        for start in range(0, len(names), _BLOCK):
-            for attempt in range(_TRIES):
-                known = watch.keys
-                cells = [_cell(watch, program, steps, name, pair) for name in names[start : start + _BLOCK]]
-                drift = time_call(sentinel, watch.patience).least_s / reference - 1
-                if drift < -_DRIFT:
-                    reference *= 1 + drift  # the machine has become quieter than it was at the start
-                if abs(drift) <= _DRIFT or attempt == _TRIES - 1:
-                    break
-                report.again += 1
-                watch.forget(list(watch.keys - known))
-            report.drift = max(report.drift, abs(drift))
-            report.noisy += sum(not cell.quiet for cell in cells)
-            report.not_timed |= watch.not_timed
-            yield cells
+        for attempt in range(_TRIES):
+            known = watch.keys
+            cells = [_cell(watch, program, steps, name, pair) for name in names]
+            whole = time_call(watch.program(program), watch.patience)
+            drift = time_call(sentinel, watch.patience).least_s / reference - 1
+            if drift < -_DRIFT:
+                reference *= 1 + drift  # the machine has become quieter than it was at the start
+            if abs(drift) <= _DRIFT or attempt == _TRIES - 1:
+                break
+            report.again += 1
+            watch.forget(list(watch.keys - known))
+        report.drift = max(report.drift, abs(drift))
+        report.noisy += sum(not cell.quiet for cell in cells)
+        report.not_timed |= watch.not_timed
+        report.whole_over_sum.append(whole.least_s / sum(cell.least_s for cell in cells))
+        yield _adding_up(cells, whole)
+
+
+def _adding_up(cells: Sequence[Cell], whole: Timing) -> list[Cell]:
+    """``cells`` scaled together so that they add up to the ``whole`` network."""
+    middle = whole.median_s / sum(cell.median_s for cell in cells)
+    least = whole.least_s / sum(cell.least_s for cell in cells)
+    return [replace(cell, median_s=cell.median_s * middle, least_s=cell.least_s * least) for cell in cells]
 
 
 def _cell(
@@ -265,7 +280,7 @@ def _cell(
     first = next(iter(steps)) == name
     timings = [watch.operation(program, step) for step in steps[name] if step.op not in ("quantize", "dequantize")]
     timings += [watch.call(program)] if first else []
-    quiet = all(timing.spread <= watch.patience.spread for timing in timings)
+    quiet = all(timing.settled for timing in timings)
     return Cell(
         name,
         *pair,

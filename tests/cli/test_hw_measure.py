@@ -78,9 +78,10 @@ def test_what_is_there_is_not_measured_again(call, measured, tmp_path):
         "hw", "measure", "digits_cnn", "--input", "1x8x8", "--out", "mine.toml", *QUICK, "--json", cwd=tmp_path
     )
     assert result.code == 0, result.err
-    assert json.loads(result.out)["measured"] == 3
+    layers = (len(lines) - 1) // 4
+    assert json.loads(result.out)["measured"] == layers  # the pair of widths that was stopped in the middle
     now = (tmp_path / "mine.csv").read_text().splitlines(keepends=True)
-    assert now[: len(lines) - 3] == lines[:-3] and len(now) == len(lines)
+    assert now[:-layers] == lines[:-layers] and len(now) == len(lines)
 
 
 @pytest.mark.parametrize(
@@ -130,5 +131,15 @@ def test_a_noisy_call_is_run_until_the_patience_ends(monkeypatch):
     monkeypatch.setattr(measure, "perf_counter", lambda: state["now"])
     (noisy,) = measure.time_calls([run], patience)
     (quiet,) = measure.time_calls([lambda: state.update(now=state["now"] + 2.0)], patience)
-    assert len(noisy) == 12 and measure.spread(noisy) > 0.05
-    assert quiet == [2.0] * 5 and measure.spread(quiet) == 0.0
+    assert len(noisy) == 12 and not patience.settled([noisy])
+    assert quiet == [2.0] * 5 and patience.settled([quiet])
+
+
+def test_when_runs_agree():
+    median, least = measure.Patience(), measure.Patience(statistic="least")
+    busy = [1.0, 1.01, 1.02, 2.0, 3.0, 4.0, 5.0]
+    assert least.settled([busy]) and not median.settled([busy])
+    assert not least.settled([[1.0, 1.2, 1.4, 1.4]])
+    # Of a difference, what is uncertain is held against the difference, not against the runs.
+    assert not least.settled([busy, [t + 0.1 for t in busy]])
+    assert least.settled([busy, [t + 1.0 for t in busy]])

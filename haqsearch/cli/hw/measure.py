@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import random
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -84,7 +85,7 @@ def command(
         settings = _settings(backend, threads, batch, statistic)
         prepared = _prepared(model, _shape(input_shape))
         rows = _begin(out, settings, widths)
-        watch = Stopwatch(settings.backend, batch, Patience(seconds=seconds))
+        watch = Stopwatch(settings.backend, batch, Patience(seconds=seconds, statistic=statistic))
         report = _layers(out, rows, prepared, watch, widths, statistic)
         networks = _networks(out, prepared, watch, widths, policies, statistic)
     finally:
@@ -216,17 +217,19 @@ def _layers(
     from haqsearch.spec import Choice, Format
     from hwmodels.measure import Report, measure
     from hwmodels.table import Row, Shape, to_csv
+    from hwmodels.table import widths as table_widths
 
     spec, report = prepared.spec, Report()
-    done = {
-        (row.layer, row.choice.weight.width, row.choice.activation.width)
-        for row in rows
-        if row.network == spec.name and row.batch == watch.batch
-    }
+    own = [row for row in rows if row.network == spec.name and row.batch == watch.batch]
+    layers = len(spec.quantizable)
+    count = Counter(table_widths(row.choice) for row in own)
+    # A pair of widths is measured as a whole: one that was stopped in the middle begins again.
+    rows[:] = [row for row in rows if row not in own or count[table_widths(row.choice)] == layers]
     pairs = [(w, a) for i, w in enumerate(widths) for a in (widths if i % 2 else widths[::-1])]
-    programs = {pair: (lambda pair=pair: prepared.lower(_uniform(prepared, *pair))) for pair in pairs}
-    added, total = 0, len(spec.quantizable) * len(pairs)
-    for cells in measure(programs, spec, watch, done, report):
+    left = [pair for pair in pairs if count[pair] != layers]
+    programs = {pair: (lambda pair=pair: prepared.lower(_uniform(prepared, *pair))) for pair in left}
+    added = 0
+    for cells in measure(programs, spec, watch, report):
         for cell in cells:
             shape = Shape.of(spec[cell.layer])
             assert shape is not None
@@ -246,13 +249,18 @@ def _layers(
             )
         added += len(cells)
         write_text_atomic(out.with_suffix(".csv"), to_csv(rows))
-        typer.echo(f"\r{spec.name}: {len(done) + added} of {total} cells", err=True, nl=False)
+        typer.echo(
+            f"\r{spec.name}: {(len(pairs) - len(left)) * layers + added} of {len(pairs) * layers} cells",
+            err=True,
+            nl=False,
+        )
     typer.echo("", err=True)
     return {
         "measured": added,
         "noisy": report.noisy,
         "sentinel_drift": report.drift,
-        "blocks_again": report.again,
+        "pairs_again": report.again,
+        "whole_over_sum": report.whole_over_sum,
         "not_timed": sorted(report.not_timed),
     }
 
@@ -320,7 +328,14 @@ def _mixed(prepared: Prepared, widths: list[int], count: int) -> Iterator[Policy
 def _print(found: dict[str, Any]) -> None:
     typer.echo(f"{found['device']}: {found['settings']}")
     typer.echo(f"{found['measured']} cells measured, {found['rows']} in the table; {found['noisy']} stayed noisy")
-    typer.echo(f"sentinel: drift at most {found['sentinel_drift']:.1%}; {found['blocks_again']} blocks measured again")
+    typer.echo(
+        f"sentinel: drift at most {found['sentinel_drift']:.1%}; {found['pairs_again']} pairs of widths measured again"
+    )
+    if found["whole_over_sum"]:
+        low, high = min(found["whole_over_sum"]), max(found["whole_over_sum"])
+        typer.echo(
+            f"whole runs over the sums of layers timed alone: {low:.2f} .. {high:.2f}; the layers are scaled by that"
+        )
     if found["not_timed"]:
         typer.echo(f"not timed: {', '.join(found['not_timed'])}")
     if networks := found["networks"]:
