@@ -49,6 +49,7 @@ class Meter:
         self.batch = device.default_batch if batch is None else batch
         self._activations = memory.ActivationMemory.of(model)
         self._known: list[dict[Choice, LayerCost]] = [{} for _ in model]
+        self._stored: list[dict[Choice, Choice]] = [{} for _ in model]
         self._layer_metrics = tuple(dict.fromkeys((*device.metrics, *memory.ADDITIVE)))
         self._index = {layer.name: i for i, layer in enumerate(model)}
         self.additive = {*device.additive, *(m for m in memory.ADDITIVE if m not in device.metrics)}
@@ -73,8 +74,13 @@ class Meter:
 
     def stored(self, policy: Policy) -> Policy:
         """``policy`` in the widths that the device's memory holds."""
-        held = {layer.name: self.device.stored(layer, policy[layer.name]) for layer in self.model}
-        return Policy(held)
+        return Policy({layer.name: self._held(i, policy[layer.name]) for i, layer in enumerate(self.model)})
+
+    def _held(self, index: int, choice: Choice) -> Choice:
+        known = self._stored[index]
+        if choice not in known:
+            known[choice] = self.device.stored(self.model.layers[index], choice)
+        return known[choice]
 
     def layer_costs(self, policy: Policy) -> list[tuple[LayerSpec, LayerCost]]:
         """Cost of every layer in network order, its ``size_bytes`` and ``bops`` included. Raises as ``costs`` does."""
@@ -96,7 +102,7 @@ class Meter:
         if choice not in known:
             layer = self.model.layers[index]
             cost = self.device.cost(layer, choice, self.batch)
-            held = memory.layer_values(layer, choice, self.device.stored(layer, choice))
+            held = memory.layer_values(layer, choice, self._held(index, choice))
             known[choice] = replace(cost, values={**held, **cost.values})
         return known[choice]
 
