@@ -301,9 +301,11 @@ class Conv final : public Op {
       tile.weights = block.weights;
       tile.requantizer = requantizer_.get();
       tile.constants = static_cast<int>(b) * kTileChannels, tile.count = block.count;
+      const Compute full = compute_for(block.kind, kTilePixels, block.count);
       for (int i = 0; i < panel.count; i += kTilePixels) {
         tile.pixels = (layout.direct ? panel.window : panel.gathered) + i, tile.targets = panel.target + i;
-        compute_for(block.kind, std::min(kTilePixels, panel.count - i), block.count)(tile);
+        const int pixels = panel.count - i;
+        (pixels >= kTilePixels ? full : compute_for(block.kind, pixels, block.count))(tile);
       }
     }
   }
