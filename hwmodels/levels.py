@@ -20,8 +20,8 @@ class Level(Section):
     holds        the tensors that pass through it; weights and inputs are read from it, outputs written to it
     size_bytes   without it, there is always room
     bandwidth    ``bandwidth_bytes_per_s`` or ``bandwidth_bits_per_cycle``; without either it is never waited for
-    resident     tensors that stay here if they fit, so that the memories outside are not touched: weights of the layers in
-                 network order while there is room, inputs and outputs of one layer
+    resident     tensors that stay here, so that the memories outside are not touched: weights in network order, as many as
+                 there is room for; inputs and outputs of a layer, if both fit
     reads        ``once`` per layer, or ``per_mac``: every multiply-accumulate reads its operands here (energy only)
     weight_compression   stored bits of a weight / bits of a weight, where weights are kept compressed
     """
@@ -87,8 +87,8 @@ def transfers(
 ) -> list[dict[str, float]]:
     """Bits of each tensor of a layer through each memory, for one batch.
 
-    Memories outside the one where a tensor stays are not touched; what tiling fetches again comes from outside of the
-    innermost memory of that tensor.
+    Memories outside the one where a tensor stays move only what had no room there; what tiling fetches again comes from
+    outside of the innermost memory of that tensor.
     """
     once = _once(traffic, loops, choice, batch)
     again = _with_refetches(levels, once) if traffic.model == "tiled" else once
@@ -98,10 +98,11 @@ def transfers(
         inner = levels[position + 1 :]
         bits = {}
         for tensor in level.holds:
-            if any(tensor in deeper.resident and _fits(tensor, deeper, once, weights_before) for deeper in inner):
+            passing = min((_passing(tensor, deeper, once, weights_before) for deeper in inner), default=1.0)
+            if not passing:
                 continue
             innermost = not any(tensor in deeper.holds for deeper in inner)
-            bits[str(tensor)] = (once if innermost else again)[tensor]
+            bits[str(tensor)] = passing * (once if innermost else again)[tensor]
             if tensor == "weights":
                 bits[tensor] *= level.weight_compression
         found.append(bits)
@@ -136,7 +137,11 @@ def _room(levels: Sequence[Level], tensor: str) -> float:
     return sized[-1].capacity_bits / len(sized[-1].holds) if sized else float("inf")
 
 
-def _fits(tensor: str, level: Level, once: Mapping[str, float], weights_before: float) -> bool:
+def _passing(tensor: str, level: Level, once: Mapping[str, float], weights_before: float) -> float:
+    """Share of ``tensor`` that comes from outside of ``level`` for every inference, because it does not stay there."""
+    if tensor not in level.resident:
+        return 1.0
     if tensor == "weights":
-        return (weights_before + once[tensor]) * level.weight_compression <= level.capacity_bits
-    return once["inputs"] + once["outputs"] <= level.capacity_bits
+        room = level.capacity_bits / level.weight_compression - weights_before
+        return 1.0 - min(max(room / once[tensor], 0.0), 1.0)
+    return float(once["inputs"] + once["outputs"] > level.capacity_bits)

@@ -204,6 +204,6 @@ FITTED: dict[str, str] = {
     "t4": "the rows are the device's own table",
     "mlperf_tiny": "the three rates of stm32h7a3, to the latencies",
     "edge_tpu": "efficiency and per_layer_s, to the two MobileNets",
-    "ort_matmul": "rates, to the products of matrices; bandwidths, to two products with vectors",
+    "ort_matmul": "rates, to the products of matrices; two bandwidths, to the six products with vectors",
     "peaks": "gap8: efficiency",
 }

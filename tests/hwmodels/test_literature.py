@@ -19,7 +19,7 @@ TOLERANCES = {
     "t4_leave_one_out": 0.5,
     "mlperf_tiny": 0.30,
     "edge_tpu": 0.25,
-    "ort_matmul": 1.1,
+    "ort_matmul": 0.4,
     "peaks": 0.01,
 }
 

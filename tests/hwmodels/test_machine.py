@@ -173,13 +173,13 @@ def test_weights_stay_while_there_is_room():
     costs = [
         cost.values["latency_s"] * 1e6 for _, cost in hwmodels.Meter(machine, model).layer_costs(everywhere(model, 8))
     ]
-    assert costs == pytest.approx([63, 63, 650, 650])  # two layers of 600 bytes fit 1300
+    assert costs == pytest.approx([63, 63, 550, 650])  # of three layers of 600 bytes, 1300 fit
     costs = [
         cost.values["latency_s"] * 1e6 for _, cost in hwmodels.Meter(machine, model).layer_costs(everywhere(model, 4))
     ]
     assert costs == pytest.approx([60, 60, 60, 60])  # at 4 bits all four do
     table = machine.table(model, [wa(8, 8)])
-    assert table.values["latency_s"][:, 0] * 1e6 == pytest.approx([63, 63, 650, 650])
+    assert table.values["latency_s"][:, 0] * 1e6 == pytest.approx([63, 63, 550, 650])
     packed = device(RATES, chip + "weight_compression = 0.5")
     costs = [
         cost.values["latency_s"] * 1e6 for _, cost in hwmodels.Meter(packed, model).layer_costs(everywhere(model, 8))
