@@ -35,7 +35,7 @@ from haqsearch.kernels import triton as backend  # noqa: E402
 from haqsearch.kernels.triton import packing  # noqa: E402
 
 few = settings(laws, max_examples=20)
-widths = st.integers(1, 8)
+widths, seeds = st.integers(1, 8), st.integers(0, 2**32)
 pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
 OUTPUTS = {
     torch.uint8: (0, 255),
@@ -43,6 +43,10 @@ OUTPUTS = {
     torch.int16: (-(2**15), 2**15 - 1),
     torch.int32: (-(2**31), 2**31 - 1),
 }
+
+
+SUMS = (torch.tensor([2]), torch.tensor([1]), torch.tensor([1]), 0, *OUTPUTS[torch.int32], torch.int32)
+"""The epilogue whose codes are the accumulators."""
 
 
 def place(value):
@@ -62,8 +66,8 @@ def agree(operator, *arguments):
 
 def codes(draw, shape, low, high, dtype):
     """Codes in ``low`` .. ``high``: any, all at one end, or each at one of the ends."""
-    fill = draw(st.sampled_from(["random", "random", "all max", "all min", "opposed"]))
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 999)))
+    fill = draw(st.sampled_from(["random", "random", "random", "random", "all max", "all min", "opposed"]))
+    generator = torch.Generator().manual_seed(draw(seeds))
     if fill in {"all max", "all min"}:
         return torch.full(shape, high if fill == "all max" else low, dtype=dtype)
     if fill == "opposed":
@@ -74,9 +78,8 @@ def codes(draw, shape, low, high, dtype):
 def weights(draw, shape):
     width = draw(widths)
     limit = 2 ** (width - 1)
-    low = draw(st.sampled_from([-limit, 1 - limit]))
-    weight = codes(draw, shape, low, max(limit - 1, 0), torch.int8)
-    if draw(st.booleans()) and width == 1:
+    weight = codes(draw, shape, draw(st.sampled_from([-limit, 1 - limit])), max(limit - 1, 0), torch.int8)
+    if width == 1 and draw(st.booleans()):
         weight = (2 * weight + 1).clamp(-1, 1)  # binary: -1 and 1
     return weight, width
 
@@ -90,18 +93,27 @@ def activations(draw, shape):
     return codes(draw, shape, low, high, dtype), zero_point, max(zero_point - low, high - zero_point)
 
 
-def requantization(draw, channels):
-    """multiplier, offset, shift, zero_point, low, high, dtype; shared by the channels or one each."""
+def requantization(draw, channels, bound):
+    """multiplier, offset, shift, zero_point, low, high, dtype, for sums up to ``bound``; one for all channels, or one each.
+
+    Codes that are the sums themselves hide no error; fitted to the range they are what a program has; any are any.
+    """
+    kind = draw(st.sampled_from(["sums", "sums", "fitted", "fitted", "any"]))
+    if kind == "sums":
+        return SUMS
     n = draw(st.sampled_from([1, channels]))
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 999)))
-    multiplier = torch.randint(draw(st.sampled_from([0, 2**30, 2**31 - 1])), 2**31, (n,), generator=generator)
-    least, most = draw(st.sampled_from([(1, 62), (28, 42)]))
-    shift = torch.randint(least, most + 1, (n,), generator=generator)
-    bias = torch.randint(-1000, 1001, (n,), generator=generator)
+    generator = torch.Generator().manual_seed(draw(seeds))
     dtype = draw(st.sampled_from(list(OUTPUTS)))
-    low, high = sorted((draw(st.integers(*OUTPUTS[dtype])), draw(st.integers(*OUTPUTS[dtype]))))
-    if draw(st.booleans()):
-        low, high = OUTPUTS[dtype]
+    low, high = OUTPUTS[dtype]
+    least, most, lowest = 1, 62, 0
+    if kind == "fitted":
+        middle = 31 + max(bound, 1).bit_length() - high.bit_length()
+        least, most, lowest = max(middle - 1, 1), min(max(middle + 1, 1), 62), 2**30
+    else:
+        low, high = sorted((draw(st.integers(low, high)), draw(st.integers(low, high))))
+    multiplier = torch.randint(lowest, 2**31, (n,), generator=generator)
+    shift = torch.randint(least, most + 1, (n,), generator=generator)
+    bias = torch.randint(-min(bound, 1000), min(bound, 1000) + 1, (n,), generator=generator)
     return multiplier, bias * multiplier + (1 << (shift - 1)), shift, draw(st.integers(-128, 255)), low, high, dtype
 
 
@@ -133,7 +145,7 @@ def test_convolutions_equal_the_reference(data):
     layout = draw(st.sampled_from([torch.contiguous_format, torch.channels_last]))
     weight, width = weights(draw, (groups * outside, inside, *kernel))
     bound = accumulator_bound(weight, None, largest)
-    epilogue = requantization(draw, len(weight))
+    epilogue = requantization(draw, len(weight), bound)
     with magnitude(draw(st.sampled_from([packing.MAX_MAGNITUDE, 0]))):
         got = agree(
             *("conv2d", x.contiguous(memory_format=layout), zero_point, weight, width),
@@ -151,7 +163,24 @@ def test_linear_layers_equal_the_reference(data):
     weight, width = weights(draw, (outputs, features))
     bound = accumulator_bound(weight, None, largest)
     with magnitude(draw(st.sampled_from([packing.MAX_MAGNITUDE, 0]))):
-        agree("linear", x, zero_point, weight, width, bound, *requantization(draw, outputs))
+        agree("linear", x, zero_point, weight, width, bound, *requantization(draw, outputs, bound))
+
+
+@pytest.mark.parametrize(
+    "low_high_step", [(-1, 1, 2), (-1, 0, 1), *((1 - 2**n, 2**n - 1, 1) for n in range(1, 8)), (-128, 127, 1)]
+)
+def test_every_packing_convolves(low_high_step):
+    generator = torch.Generator().manual_seed(0)
+    low, high, step = low_high_step
+    weight = low + step * torch.randint(0, (high - low) // step + 1, (17, 5, 3, 3), generator=generator)
+    x = torch.randint(0, 256, (2, 5, 6, 7), generator=generator).to(torch.uint8)
+    agree("conv2d", x, 100, weight.to(torch.int8), 8, [2, 1], [1, 2], [1, 1], 1, 2**30, *SUMS)
+
+
+def test_pools_of_wide_codes_add_up_in_64_bits():
+    x = torch.full((1, 1, 3, 3), 2**31 - 1, dtype=torch.int32)
+    average = (torch.tensor([2**31 // 9]), torch.tensor([1]), torch.tensor([31]), 0, *OUTPUTS[torch.int32], torch.int32)
+    assert int(agree("average_pool2d", x, 0, [3, 3], [1, 1], [0, 0], *average)) > 2**31 - 20
 
 
 @few
@@ -160,10 +189,12 @@ def test_average_pools_equal_the_reference(data):
     draw = data.draw
     kernel, stride = draw(pairs), draw(pairs)
     padding = [draw(st.integers(0, k // 2)) for k in kernel]
-    x, zero_point, _ = activations(draw, (2, draw(st.integers(1, 19)), *(draw(st.integers(3, 9)) for _ in range(2))))
-    if draw(st.booleans()):
-        x = x.to(torch.int16) * 128
-    agree("average_pool2d", x, zero_point, kernel, stride, padding, *requantization(draw, x.shape[1]))
+    shape = (2, draw(st.integers(1, 19)), draw(st.integers(3, 9)), draw(st.integers(3, 9)))
+    x, zero_point, largest = activations(draw, shape)
+    dtype, factor = draw(st.sampled_from([(x.dtype, 1), (torch.int16, 2**7), (torch.int32, 2**23)]))
+    bound = largest * factor * kernel[0] * kernel[1]
+    epilogue = requantization(draw, x.shape[1], bound)
+    agree("average_pool2d", x.to(dtype) * factor, zero_point * factor, kernel, stride, padding, *epilogue)
 
 
 @few
@@ -173,8 +204,8 @@ def test_max_pools_equal_the_reference(data):
     kernel, stride, dilation = draw(pairs), draw(pairs), draw(st.sampled_from([(1, 1), (2, 1)]))
     padding = [draw(st.integers(0, k // 2)) for k in kernel]
     x, _, _ = activations(draw, (2, draw(st.integers(1, 19)), *(draw(st.integers(5, 9)) for _ in range(2))))
-    if draw(st.booleans()):
-        x = x.to(torch.int16) * 128
+    if x.dtype == torch.int8:
+        x = draw(st.sampled_from([x, x.clamp(max=-1), x.to(torch.int16) * 2**8]))
     agree("max_pool2d", x, kernel, stride, padding, dilation)
 
 
@@ -183,13 +214,13 @@ def test_max_pools_equal_the_reference(data):
 def test_weighted_sums_equal_the_reference(data):
     draw = data.draw
     shape = draw(st.sampled_from([(2, 5, 3, 3), (3, 7), (2, 3, 5), (1, 11, 10, 10)]))
-    summands = [activations(draw, shape)[:2] for _ in range(draw(st.integers(1, 3)))]
+    summands = [activations(draw, shape) for _ in range(draw(st.integers(1, 3)))]
     layouts = [torch.contiguous_format, torch.channels_last] if len(shape) == 4 else [torch.contiguous_format]
-    inputs = [x.contiguous(memory_format=draw(st.sampled_from(layouts))) for x, _ in summands]
-    multipliers = [draw(st.integers(-(2**22), 2**22)) for _ in inputs]
-    channels = shape[1] if len(shape) == 4 else shape[-1]
-    multiplier, offset, *rest = requantization(draw, channels)
-    agree("weighted_sum", inputs, [z for _, z in summands], multipliers, multiplier >> 1, offset, *rest)
+    inputs = [x.contiguous(memory_format=draw(st.sampled_from(layouts))) for x, _, _ in summands]
+    multipliers = [draw(st.integers(-(2**21), 2**21)) for _ in inputs]
+    bound = sum(largest * abs(m) for (_, _, largest), m in zip(summands, multipliers, strict=True))
+    epilogue = requantization(draw, shape[1] if len(shape) == 4 else shape[-1], bound)
+    agree("weighted_sum", inputs, [z for _, z, _ in summands], multipliers, *epilogue)
 
 
 def test_products_that_would_saturate_the_tensor_cores_are_added_up_in_64_bits(monkeypatch):
