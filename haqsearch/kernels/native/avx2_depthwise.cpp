@@ -27,7 +27,7 @@ class PairRequantizer {
       const size_t i = n % 8;
       const int64_t offset = e.offset[n] + e.zero_point * (int64_t(1) << e.shift[n]);
       const int32_t high = high_half(e.multiplier[n]), low = e.multiplier[n] - high * 65536;
-      c.high[i] = high * 65536 + high, c.low[i] = static_cast<int32_t>((uint32_t(low) << 16) | (uint32_t(low) & 0xFFFF));
+      c.high[i] = twice(high), c.low[i] = twice(low);
       c.high_offset[i] = static_cast<int32_t>(offset >> 16), c.low_offset[i] = static_cast<int32_t>(offset & 0xFFFF);
       c.shift[i] = e.shift[n] - 16;
     }
@@ -36,12 +36,13 @@ class PairRequantizer {
   // bound: of |a + b|
   static bool fits(const Epilogue& e, int64_t bound) {
     for (size_t n = 0; n < e.multiplier.size(); ++n) {
-      if (e.shift[n] < 16 || e.shift[n] > 45 || e.multiplier[n] >= INT32_MAX - (1 << 15) || bound >= (1 << 16) - 2) return false;
+      if (e.shift[n] < 16 || e.shift[n] > 45 || e.multiplier[n] >= INT32_MAX - (1 << 15)) return false;
       const int64_t limit = int64_t(1) << 46, point = e.zero_point * (int64_t(1) << e.shift[n]);
       if (std::abs(e.offset[n]) >= limit - std::abs(point)) return false;
-      if (bound * (high_half(e.multiplier[n]) + 1) + (std::abs(e.offset[n] + point) >> 16) + (1 << 16) > INT32_MAX) return false;
+      const int64_t offset = std::abs(e.offset[n] + point) >> 16;
+      if (bound * (high_half(e.multiplier[n]) + 1) + offset + (1 << 16) > INT32_MAX) return false;
     }
-    return true;
+    return bound < (1 << 16) - 2 && std::abs(e.zero_point) < (1 << 15);
   }
 
   // 32 codes of four registers of pairs, from channel `channel` of the interleaved order on.
@@ -58,6 +59,10 @@ class PairRequantizer {
     int32_t high[8], low[8], high_offset[8], low_offset[8], shift[8];
   };
 
+  static int32_t twice(int32_t half) {
+    return static_cast<int32_t>((static_cast<uint32_t>(half) << 16) | (static_cast<uint32_t>(half) & 0xFFFF));
+  }
+
   static int32_t high_half(int32_t multiplier) { return (multiplier + (1 << 15)) >> 16; }
 
   static __m256i scale(__m256i pairs, const Constants& c) {
@@ -73,7 +78,8 @@ class PairRequantizer {
 
 // The same for sums of int32.
 struct LongRequantizer : avx2::Requantizer {
-  LongRequantizer(const Epilogue& e, int64_t bound) : avx2::Requantizer(e, static_cast<int>(e.multiplier.size()), bound) {}
+  LongRequantizer(const Epilogue& e, int64_t bound)
+      : avx2::Requantizer(e, static_cast<int>(e.multiplier.size()), bound) {}
 
   __m256i codes(const __m256i (&sums)[4], int channel) const {
     if (vector()) return interleaved(sums, channel);
@@ -141,8 +147,12 @@ struct Avx2 {
       for (int k = 0; k < 4; ++k) sum[k] = _mm256_load_si256(reinterpret_cast<const __m256i*>(sums + 8 * k));
       const __m256i codes = requantizer.codes(sum, 32 * panel);
       const std::ptrdiff_t at = columns[i] * pixel;
-      if constexpr (Rows == 1) _mm256_storeu_si256(reinterpret_cast<__m256i*>(to[0] + at), codes);
-      else put(to[0] + at, channels, _mm256_castsi256_si128(codes)), put(to[1] + at, channels, _mm256_extracti128_si256(codes, 1));
+      if constexpr (Rows == 1) {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to[0] + at), codes);
+      } else {
+        put(to[0] + at, channels, _mm256_castsi256_si128(codes));
+        put(to[1] + at, channels, _mm256_extracti128_si256(codes, 1));
+      }
     }
   }
 
@@ -163,9 +173,8 @@ Width narrowest(const ConvSpec& s) {
       int sum = 0;
       for (int ky = 0; ky < s.kernel_h; ++ky)
         for (int kx = place - 1; kx < s.kernel_w; kx += 4) {
-          const auto weight = [&](int x) {
-            return x < 0 || x >= s.kernel_w ? 0 : std::abs(int(s.weight[(size_t(c) * s.kernel_h + ky) * s.kernel_w + x]));
-          };
+          const int8_t* row = &s.weight[(size_t(c) * s.kernel_h + ky) * s.kernel_w];
+          const auto weight = [&](int x) { return x < 0 || x >= s.kernel_w ? 0 : std::abs(int(row[x])); };
           const int pair = weight(kx) + weight(kx + 1);
           largest_pair = std::max(largest_pair, pair);
           sum += pair;

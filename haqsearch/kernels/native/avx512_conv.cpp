@@ -130,7 +130,8 @@ struct Lines {
 
   Lines(const ConvSpec& s, const View& in, const View& out, int64_t units) : count(units), length(out.width) {
     const auto dense = [&](const View& v) { return v.row == v.width * v.pixel && v.image == v.height * v.row; };
-    if (s.stride_h == 1 && s.stride_w == 1 && in.width == out.width && in.height == out.height && dense(in) && dense(out))
+    const bool same = s.stride_h == 1 && s.stride_w == 1 && in.width == out.width && in.height == out.height;
+    if (same && dense(in) && dense(out))
       count = 1, length = static_cast<int>(units * out.width);
   }
 };
@@ -167,7 +168,8 @@ class Conv final : public Op {
     const Packing& packing = packings_[packings_.size() > 1 && in.pixel != s_.in_channels];
     std::vector<std::ptrdiff_t> places;
     for (int ky = 0; ky < s_.kernel_h; ++ky)
-      for (int i = 0; i < packing.stretches_a_row; ++i) places.push_back(ky * s_.dilation_h * in.row + i * s_.dilation_w * in.pixel);
+      for (int i = 0; i < packing.stretches_a_row; ++i)
+        places.push_back(ky * s_.dilation_h * in.row + i * s_.dilation_w * in.pixel);
     const Window window{places.data(), static_cast<int>(places.size()), 0, s_.stride_w * in.pixel};
 
     Group groups[kGroups];
@@ -194,7 +196,8 @@ class Conv final : public Op {
   }
 
   template <int Blocks, int Pixels>
-  void run_panel(const Packing::Panel& panel, Window window, const Group* groups, int count, std::ptrdiff_t pixel) const {
+  void run_panel(const Packing::Panel& panel, Window window, const Group* groups, int count,
+                 std::ptrdiff_t pixel) const {
     using T = Tiles<Blocks, Pixels>;
     alignas(64) int32_t accumulators[T::kLargest * Pixels * Blocks * kBlock];
     uint8_t* to[T::kLargest * Pixels];

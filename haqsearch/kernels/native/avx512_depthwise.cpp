@@ -27,8 +27,10 @@ struct Avx512 {
     if constexpr (Rows == 1) return _mm512_loadu_si512(row[0] + at);
     if constexpr (Rows == 2) return _mm512_inserti64x4(_mm512_castsi256_si512(half(row[0] + at)), half(row[1] + at), 1);
     if constexpr (Rows == 4) {
-      const __m256i front = _mm256_inserti128_si256(_mm256_castsi128_si256(quarter(row[0] + at)), quarter(row[1] + at), 1);
-      const __m256i back = _mm256_inserti128_si256(_mm256_castsi128_si256(quarter(row[2] + at)), quarter(row[3] + at), 1);
+      const auto two = [&](int r) {
+        return _mm256_inserti128_si256(_mm256_castsi128_si256(quarter(row[r] + at)), quarter(row[r + 1] + at), 1);
+      };
+      const __m256i front = two(0), back = two(2);
       return _mm512_inserti64x4(_mm512_castsi256_si512(front), back, 1);
     }
   }

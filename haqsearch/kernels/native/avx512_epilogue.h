@@ -13,7 +13,7 @@ namespace haq::avx512 {
 
 inline constexpr int kBlock = 16;  // channels of a vector of accumulators
 
-// The constants of 16 channels. `offset` holds the zero point too: adding it times 2^shift before the shift is the same.
+// The constants of 16 channels. `offset` holds the zero point too: added times 2^shift before the shift it is the same.
 struct alignas(64) Constants {
   int32_t multiplier[kBlock], multiplier_odd[kBlock];  // the second with the odd channels' at the even places
   int64_t offset_even[kBlock / 2], offset_odd[kBlock / 2];
@@ -59,8 +59,8 @@ class Requantizer {
     }
   }
 
-  // Codes of 16 * Blocks channels from channel 16 * block on, for `pixels` pixels: accumulators[pixel][Blocks][16] -> to[pixel]
-  // + channel. Channels beyond the last are not written. The accumulators are aligned to 64 bytes.
+  // Codes of 16 * Blocks channels from channel 16 * block on, for `pixels` pixels: accumulators[pixel][Blocks][16] ->
+  // to[pixel] + channel. Channels beyond the last are not written. The accumulators are aligned to 64 bytes.
   template <int Blocks>
   void store(const int32_t* accumulators, uint8_t* const* to, int pixels, int block) const {
     static_assert(Blocks == 1 || Blocks == 2);
@@ -72,7 +72,7 @@ class Requantizer {
     }
   }
 
-  // put(pixel, 64 codes) for accumulators[pixel][4][16] whose channels are in the order in which packing leaves them in the
+  // put(pixel, 64 codes) for accumulators[pixel][4][16] whose channels are in the order that packing turns into the
   // natural one: each 16-byte lane of the codes has 4 channels of the first 16, 4 of the second ...
   template <typename Put>
   void interleaved(const int32_t* accumulators, int pixels, int block, const Put& put) const {
@@ -101,7 +101,7 @@ class Requantizer {
     return rounding;
   }
 
-  // The constants of a block in registers: the stores of codes could change what lies in memory, as the compiler sees it.
+  // The constants of a block in registers: as the compiler sees it, storing codes could change what lies in memory.
   template <Rounding rounding>
   struct Lanes {
     __m512i multiplier, multiplier_odd, offset_even, offset_odd, shift, extra;  // extra: left, or the odd shifts
@@ -164,30 +164,32 @@ class Requantizer {
     constexpr int kStep = 4 / Blocks;  // pixels of 64 codes
     const Lanes<rounding> a(blocks_[block], e_), b(blocks_[block + Blocks - 1], e_);
     const __m512i gather = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    const __m512i low = _mm512_set1_epi8(static_cast<char>(e_.low)), high = _mm512_set1_epi8(static_cast<char>(e_.high));
-    const auto codes = [&](const int32_t* c0, const int32_t* c1, const int32_t* c2, const int32_t* c3) {
-      const __m512i front = _mm512_packs_epi32(a.scale(load(c0)), b.scale(load(c1)));
-      const __m512i back = _mm512_packs_epi32(a.scale(load(c2)), b.scale(load(c3)));
+    const __m512i low = _mm512_set1_epi8(static_cast<char>(e_.low));
+    const __m512i high = _mm512_set1_epi8(static_cast<char>(e_.high));
+    const auto codes = [&](const auto& at) {  // at(i): 16 accumulators
+      const __m512i front = _mm512_packs_epi32(a.scale(load(at(0))), b.scale(load(at(1))));
+      const __m512i back = _mm512_packs_epi32(a.scale(load(at(2))), b.scale(load(at(3))));
       const __m512i clamped = _mm512_min_epu8(_mm512_max_epu8(_mm512_packus_epi16(front, back), low), high);
       return _mm512_permutexvar_epi32(gather, clamped);
     };
     int p = 0;
     for (; p + kStep <= pixels; p += kStep, accumulators += 4 * kBlock) {
-      const __m512i packed = codes(accumulators, accumulators + kBlock, accumulators + 2 * kBlock, accumulators + 3 * kBlock);
+      const __m512i packed = codes([&](int i) { return accumulators + i * kBlock; });
       if (left >= Blocks * kBlock) put<Blocks>(packed, to + p, first);
       else put_some<Blocks>(packed, to + p, first, kStep, left);
     }
     if (p == pixels) return;
     // Behind the last pixel the first of these again: nothing is read that is not there.
     const auto at = [&](int i) { return accumulators + (i < (pixels - p) * Blocks ? i : 0) * kBlock; };
-    put_some<Blocks>(codes(at(0), at(1), at(2), at(3)), to + p, first, pixels - p, left);
+    put_some<Blocks>(codes(at), to + p, first, pixels - p, left);
   }
 
   template <Rounding rounding, typename Put>
   void put_interleaved(const int32_t* accumulators, int pixels, int block, const Put& put) const {
     const Lanes<rounding> a(blocks_[block], e_), b(blocks_[block + 1], e_), c(blocks_[block + 2], e_),
         d(blocks_[block + 3], e_);
-    const __m512i low = _mm512_set1_epi8(static_cast<char>(e_.low)), high = _mm512_set1_epi8(static_cast<char>(e_.high));
+    const __m512i low = _mm512_set1_epi8(static_cast<char>(e_.low));
+    const __m512i high = _mm512_set1_epi8(static_cast<char>(e_.high));
     for (int p = 0; p < pixels; ++p, accumulators += 4 * kBlock) {
       const __m512i front = _mm512_packs_epi32(a.scale(load(accumulators)), b.scale(load(accumulators + kBlock)));
       const __m512i back =

@@ -1,8 +1,8 @@
 // Depthwise convolution, whatever the width of a register: channels in lanes, four taps a multiplication.
 //
 // Four pixels of a row are interleaved so that each 32-bit lane holds them for one channel. One such quad serves two
-// neighbouring outputs of stride 1: the even one has its weights at the front of the lanes, the odd one moved by a tap. The
-// 16-byte lanes of a register never mix, so each may be another row of the image: few channels fill a register, too.
+// neighbouring outputs of stride 1: the even one has its weights at the front of the lanes, the odd one moved by a tap.
+// The 16-byte lanes of a register never mix, so each may be another row of the image: few channels fill a register, too.
 //
 // Internal linkage: each instruction set compiles its own copy with its own instructions.
 #pragma once
@@ -16,8 +16,8 @@
 namespace haq {
 namespace {
 
-// Isa has: kLanes (of 16 bytes), kColumns (outputs of a tile, even), Bytes and Sum (registers), Weights (aligned bytes of one
-// register, times kTerms), Requantizer, and what is called below.
+// Isa has: kLanes (of 16 bytes), kColumns (outputs of a tile, even), Bytes and Sum (registers), Weights (what one register
+// of pixels is multiplied with), Requantizer, and the functions called below.
 template <typename Isa>
 class Depthwise final : public Op {
  public:
@@ -41,7 +41,9 @@ class Depthwise final : public Op {
   }
 
   const char* method() const override { return Isa::kMethod; }
-  int64_t packed_bytes() const override { return static_cast<int64_t>(weights_.size() * sizeof(typename Isa::Weights)); }
+  int64_t packed_bytes() const override {
+    return static_cast<int64_t>(weights_.size() * sizeof(typename Isa::Weights));
+  }
 
  private:
   static constexpr int kRegister = 16 * Isa::kLanes, kSums = kRegister / 4, kColumns = Isa::kColumns;
@@ -96,7 +98,8 @@ class Depthwise final : public Op {
             const int sum = at % 4, odd = at / 4 % 2, quad = at / 8 % quads_, ky = at / 8 / quads_;
             const int c = channel_of(panels_[p], lane, sum, i / 4), kx = 4 * quad + i % 4 - odd;
             if (c < 0 || kx < 0 || kx >= s_.kernel_w) continue;
-            weights_[weights_of(p) + at].set(16 * lane + i, s_.weight[(size_t(c) * s_.kernel_h + ky) * s_.kernel_w + kx]);
+            const int8_t weight = s_.weight[(size_t(c) * s_.kernel_h + ky) * s_.kernel_w + kx];
+            weights_[weights_of(p) + at].set(16 * lane + i, weight);
           }
   }
 
@@ -130,8 +133,8 @@ class Depthwise final : public Op {
   }
 
   template <int Rows, bool Shared>
-  void run_rows(size_t index, const Window& window, const uint8_t* const* from, uint8_t* const* to, std::ptrdiff_t pixel,
-                const View& out) const {
+  void run_rows(size_t index, const Window& window, const uint8_t* const* from, uint8_t* const* to,
+                std::ptrdiff_t pixel, const View& out) const {
     alignas(64) int32_t sums[kTiles * kColumns * kRegister];
     int columns[kTiles * kColumns];
     for (int x = 0; x < out.width; x += kTiles * kColumns) {
@@ -148,8 +151,8 @@ class Depthwise final : public Op {
         if (window.quads == 1) multiply<Rows, Shared, true>(window, weight, from, places, sums + count * kRegister);
         else multiply<Rows, Shared, false>(window, weight, from, places, sums + count * kRegister);
       }
-      Isa::template store<Rows>(requantizer_, static_cast<int>(index), panels_[index].channels, sums, columns, count, to,
-                                out.pixel);
+      const int panel = static_cast<int>(index), channels = panels_[index].channels;
+      Isa::template store<Rows>(requantizer_, panel, channels, sums, columns, count, to, out.pixel);
     }
   }
 
@@ -170,9 +173,8 @@ class Depthwise final : public Op {
 #pragma GCC unroll 4
         for (int c = 0; c < kColumns; c += 1 + Shared) {
           typename Isa::Bytes quad[4];
-          Isa::interleave(Isa::template load<Rows>(row, places[c] + tap[0]), Isa::template load<Rows>(row, places[c] + tap[1]),
-                          Isa::template load<Rows>(row, places[c] + tap[2]), Isa::template load<Rows>(row, places[c] + tap[3]),
-                          quad);
+          const auto pixel = [&](int i) { return Isa::template load<Rows>(row, places[c] + tap[i]); };
+          Isa::interleave(pixel(0), pixel(1), pixel(2), pixel(3), quad);
 #pragma GCC unroll 4
           for (int i = 0; i < 4; ++i) {
             sum[4 * c + i] = Isa::add(sum[4 * c + i], quad[i], weight[i]);

@@ -13,7 +13,8 @@ namespace {
 
 // A weighted sum of one or two inputs in 32-bit arithmetic, still exact. It is (a * A + b * B + C) >> shift with all
 // offsets and zero points in C. A = 2^16 * high + low with both halves in int16, B and C likewise; then
-//   (a * A + b * B + C) >> shift = (a * high_a + b * high_b + high_c + ((a * low_a + b * low_b + low_c) >> 16)) >> (shift - 16)
+//   carry = (a * low_a + b * low_b + low_c) >> 16
+//   (a * A + b * B + C) >> shift = (a * high_a + b * high_b + high_c + carry) >> (shift - 16)
 // because the floor of a floor is the floor. Each half is one multiply-add of pairs of int16.
 struct SplitSum {
   int32_t low = 0, high = 0;  // int16 of the first input, int16 of the second in the upper half
@@ -25,7 +26,7 @@ struct SplitSum {
     if (s.multipliers.empty() || s.multipliers.size() > 2 || e.wide) return std::nullopt;
     const int up = std::max(0, 16 - e.shift[0]);  // a shift of at least 16 is wanted
     const __int128 unit = __int128(1) << up;
-    __int128 offset = (e.offset[0] + (__int128(e.zero_point) << e.shift[0])) * unit;
+    __int128 offset = (e.offset[0] + e.zero_point * (__int128(1) << e.shift[0])) * unit;
     int64_t factor[2] = {0, 0};
     for (size_t i = 0; i < s.multipliers.size(); ++i) {
       const __int128 product = unit * s.multipliers[i] * e.multiplier[0];
@@ -52,7 +53,7 @@ struct SplitSum {
   }
 };
 
-// Calls body(place in each input, place in the output, bytes) for stretches of codes that lie without a gap in all of them.
+// Calls body(place in each input, place in the output, bytes) for stretches of codes without a gap in any of them.
 template <int Inputs, typename Body>
 void for_each_stretch(const View* in, const View& out, int64_t first, int64_t end, const Body& body) {
   bool dense = out.pixel == out.channels;

@@ -52,10 +52,11 @@ void fill_border(const Tensor& t, const View& v, int64_t first, int64_t end) {
   }
 }
 
-// Plain C++ that compilers turn into vectors. The clamp comes first, which is the same (its limits are integers) and leaves
-// small numbers: adding 1.5 * 2^23 rounds those half to even, and has the integer in its low bits.
+// Plain C++ that compilers turn into vectors. The clamp comes first, which is the same (its limits are integers) and
+// leaves small numbers: adding 1.5 * 2^23 rounds those half to even, and has the integer in its low bits.
 void quantize(const Import& from, const float* real, int64_t count, uint8_t* codes) {
-  const float low = static_cast<float>(from.low - from.zero_point), high = static_cast<float>(from.high - from.zero_point);
+  const float low = static_cast<float>(from.low - from.zero_point);
+  const float high = static_cast<float>(from.high - from.zero_point);
   const float scale = from.scale;
   const int32_t offset = from.zero_point + from.bias;
   for (int64_t i = 0; i < count; ++i) {
