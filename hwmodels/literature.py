@@ -188,11 +188,26 @@ def peaks() -> list[Row]:
     return found
 
 
+def speedups() -> list[Row]:
+    """Published ratios of cycles between two devices, here on 64 filters of 3 x 3 over 32 channels of 16 x 16 pixels."""
+    layer, found = networks.conv("filters", 32, 64, 3, 16), []
+    for row in read("speedups"):
+        choice = _choice(int(row["weight_bits"]), int(row["activation_bits"]))
+        cycles = {}
+        for name in (row["device"], row["baseline"]):
+            device = _device(name)
+            cycles[name] = device.cost(layer, choice, 1).seconds["compute"] * device.profile.clock.frequency_hz
+        predicted = cycles[row["baseline"]] / cycles[row["device"]]
+        case, published = f"{choice} against {row['baseline']}", float(row["cycles_ratio"])
+        found.append(Row("speedups", row["device"], case, "cycles_ratio", published, predicted, row["source"]))
+    return found
+
+
 SETS: dict[str, Callable[[], list[Row]]] = {
     function.__name__: function
     for function in (
         haq_paper, haq_paper_bitfusion, stm32h7_convolutions, stm32h7_depthwise, t4, t4_leave_one_out, mlperf_tiny,
-        edge_tpu, ort_matmul, peaks,
+        edge_tpu, ort_matmul, peaks, speedups,
     )
 }  # fmt: skip
 
@@ -206,4 +221,5 @@ FITTED: dict[str, str] = {
     "edge_tpu": "efficiency and per_layer_s, to the two MobileNets",
     "ort_matmul": "rates, to the products of matrices; two bandwidths, to the six products with vectors",
     "peaks": "gap8: efficiency",
+    "speedups": "xpulpnn: its 4 and 2-bit rates",
 }

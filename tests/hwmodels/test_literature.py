@@ -21,6 +21,7 @@ TOLERANCES = {
     "edge_tpu": 0.25,
     "ort_matmul": 0.4,
     "peaks": 0.01,
+    "speedups": 0.35,
 }
 
 
