@@ -77,3 +77,25 @@ def test_what_cannot_be_measured_is_refused():
         error = bench(*arguments).exception
         assert isinstance(error, RecipeError)
         assert sentence in str(error)
+
+
+def test_agreement_counts_what_differs(tmp_path):
+    recipe = tmp_path / "searches" / "digits.toml"
+    recipe.parent.mkdir()
+    recipe.write_text((ROOT / "searches" / "digits-bismo-edge.toml").read_text(encoding="utf-8"), encoding="utf-8")
+    quick = (
+        "--images",
+        "60",
+        "--set",
+        "split.calibrate=96",
+        "--set",
+        "train.epochs=1",
+        "--out",
+        tmp_path / "out",
+        "--json",
+    )
+    rows = json.loads(bench("agreement", recipe, *quick).output)["rows"]
+    assert [row["policy"] for row in rows] == ["w8a8", "w4a4", "w3a5", "mixed"]
+    assert all(row["images"] == 60 and row["outputs"] == 600 for row in rows)
+    assert not any(row["native_differ"] or row["onnx_argmax_differ"] for row in rows)
+    assert "| digits_cnn | w3a5 | 60 | 600 | 0 |" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")

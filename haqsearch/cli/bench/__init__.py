@@ -20,6 +20,7 @@ BENCHES = {
     "calibrate": "haqsearch.cli.bench.calibrate:calibrate",
     "kernels": "haqsearch.cli.bench.kernels:kernels",
     "evaluate": "haqsearch.cli.bench.evaluate:evaluate",
+    "agreement": "haqsearch.cli.bench.agreement:agreement",
 }
 
 # What keeps torch's engines to the instructions that our kernels are kept to.
@@ -35,7 +36,7 @@ LIMITS = {
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for. ``folder``: where CSV files go, None for nowhere."""
+    """What the user asked for. ``folder``: where result files go, None for nowhere."""
 
     recipe: Path
     overrides: list[str] | None
@@ -44,6 +45,7 @@ class Request:
     threads: tuple[int, ...]
     only: str
     folder: Path | None
+    images: int = 500
 
     def assembly(self) -> Assembly:
         """The recipe's network, data and device."""
@@ -66,16 +68,20 @@ def command(
     only: Annotated[
         str, typer.Option("--only", metavar="TEXT", help="Only the cases whose name holds this text.")
     ] = "",
+    images: Annotated[
+        int, typer.Option("--images", min=1, help="Images of the report split that agreement compares.")
+    ] = 500,
     out: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option("--out", metavar="DIR", help="Also write the rows there, as CSV."),
+        typer.Option("--out", metavar="DIR", help="Also write the rows there, and a summary."),
     ] = None,
     set_: Overrides = None,
     data_root: DataRoot = None,
     json: AsJson = False,
 ) -> None:
     """Measure, on this machine. calibrate: the ranges by all observers at once, against float forward passes; kernels: integer
-    layers against torch's int8 engines; evaluate: scoring a policy, against fake quantization and float32.
+    layers against torch's int8 engines; evaluate: scoring a policy, against fake quantization and float32; agreement: whether the
+    search's program, the reference and the exported model give the same codes.
     """
     from haqsearch.errors import RecipeError
 
@@ -83,7 +89,7 @@ def command(
         raise RecipeError(f"unknown bench {what!r}; there are {', '.join(BENCHES)}")
     if isa:
         _keep_to(isa)
-    found = _load(BENCHES[what])(Request(recipe, set_, data_root, repeats, _counts(threads), only, out))
+    found = _load(BENCHES[what])(Request(recipe, set_, data_root, repeats, _counts(threads), only, out, images))
     lines = found.pop("text")
     if json:
         from json import dumps

@@ -38,7 +38,7 @@ def evaluate(request: Request) -> dict[str, Any]:
         with torch.no_grad():
             for name in _POLICIES:
                 if request.only in f"{title} {name}":
-                    policy = _policy(prepared, name)
+                    policy = mixed_or_uniform(prepared, name)
                     for threads in request.threads:
                         torch.set_num_threads(threads)
                         rows += _against_torch(prepared, policy, x, (title, name, threads), request.repeats)
@@ -48,7 +48,7 @@ def evaluate(request: Request) -> dict[str, Any]:
     return report(rows, f"evaluate-{assembly.model_name}", request.folder)
 
 
-def _policy(prepared: Prepared, name: str) -> Policy:
+def mixed_or_uniform(prepared: Prepared, name: str) -> Policy:
     """``name`` for every layer; "mixed": from 3 to 8 bits, layer by layer in turn."""
     from haqsearch.spec import Choice, Policy
 

@@ -33,6 +33,7 @@ def write_summary(folder: Path) -> None:
         parts += _kernels(path)
     for path in sorted(folder.glob("evaluate-*.csv")):
         parts += _evaluate(path)
+    parts += _agreement(sorted(folder.glob("agreement-*.json")))
     write_text_atomic(folder / "README.md", "\n".join(parts).rstrip() + "\n")
 
 
@@ -79,4 +80,30 @@ def _evaluate(path: Path) -> list[str]:
             f"| {row['case']} | {row['policy']} | {row['baseline']} | {row['threads']} | {row['ratio']:.2f} "
             f"| {row['q1']:.2f} .. {row['q3']:.2f} | {1e3 * row['ours_s']:.2f} ms |"
         )
+    return lines
+
+
+def _agreement(paths: list[Path]) -> list[str]:
+    if not paths:
+        return []
+    lines = [
+        "\n## Agreement (`agreement-*.json`, written by `haqsearch bench agreement RECIPE --out DIR`)\n",
+        "Outputs, in 16 bits, on images of the report split: the native kernels against the reference, and the exported model in",
+        "ONNX Runtime without graph optimizations, which computes in float32, against both.\n",
+        "| network | policy | images | outputs | native: differ | ONNX Runtime: differ | by steps | argmaxes that differ |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    keys = (
+        "network",
+        "policy",
+        "images",
+        "outputs",
+        "native_differ",
+        "onnx_differ",
+        "onnx_steps",
+        "onnx_argmax_differ",
+    )
+    for path in paths:
+        for row in json.loads(path.read_text(encoding="utf-8"))["rows"]:
+            lines.append("| " + " | ".join(str(row[key]) for key in keys) + " |")
     return lines
