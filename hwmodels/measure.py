@@ -97,8 +97,14 @@ class Report:
     not_timed: set[str] = field(default_factory=set)
 
 
-def time_calls(calls: Sequence[Callable[[], object]], patience: Patience) -> list[list[float]]:
-    """Seconds of runs of each of ``calls``, which take turns, every other time in reverse order."""
+def time_calls(
+    calls: Sequence[Callable[[], object]],
+    patience: Patience,
+    settled: Callable[[Sequence[Sequence[float]]], bool] | None = None,
+) -> list[list[float]]:
+    """Seconds of runs of each of ``calls``, which take turns, every other time in reverse order, until they are ``settled``
+    (by default: the difference of the last and the first is)."""
+    settled = settled or patience.settled
     for call in calls:
         call()
     taken: list[list[float]] = [[] for _ in calls]
@@ -113,7 +119,7 @@ def time_calls(calls: Sequence[Callable[[], object]], patience: Patience) -> lis
                 taken[i].append(perf_counter() - start)
             turns.reverse()
             if len(taken[0]) >= patience.least:
-                if patience.settled(taken) or perf_counter() > end:
+                if settled(taken) or perf_counter() > end:
                     break
     finally:
         if collecting:
@@ -121,11 +127,17 @@ def time_calls(calls: Sequence[Callable[[], object]], patience: Patience) -> lis
     return taken
 
 
+def time_apart(calls: Sequence[Callable[[], object]], patience: Patience) -> list[Timing]:
+    """Each of ``calls`` on its own, but in turns: whatever the machine is busy with in the meantime slows all of them.
+    The patience is with each."""
+    longer = replace(patience, seconds=patience.seconds * len(calls))
+    found = time_calls(calls, longer, lambda taken: all(patience.settled([times]) for times in taken))
+    return [Timing(median(times), min(times), patience.settled([times]), len(times)) for times in found]
+
+
 def time_call(call: Callable[[], object], patience: Patience | None = None) -> Timing:
     """One call, on its own."""
-    patience = patience or Patience()
-    (taken,) = time_calls([call], patience)
-    return Timing(median(taken), min(taken), patience.settled([taken]), len(taken))
+    return time_apart([call], patience or Patience())[0]
 
 
 class Stopwatch:

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 
 from haqsearch.spec import Choice, Format, LayerSpec
 from hwmodels.base import HardwareModel
-from hwmodels.roofline import roofs
-from hwmodels.schema import ProfiledDevice
+from hwmodels.roofline import DESCRIBED, roofs
 
 # Quantity -> (least, largest) of any machine we know of, in base units, and the mistake that leads outside.
 _PLAUSIBLE = {
@@ -27,13 +26,13 @@ def warnings(device: HardwareModel) -> list[str]:
 def _sources(device: HardwareModel) -> Iterator[str]:
     if device.draft:
         yield "sources: none: this is a draft, and every output says so; name a data sheet, a paper or a measurement"
-    if isinstance(device, ProfiledDevice):
+    if isinstance(device, DESCRIBED):
         for key in device.profile.assumed:
             yield f"assumed: {key} has no source; costs that depend on it are guesses"
 
 
 def _magnitudes(device: HardwareModel) -> Iterator[str]:
-    if not isinstance(device, ProfiledDevice):
+    if not isinstance(device, DESCRIBED):
         return
     yield from _outside("clock.frequency_hz", device.profile.clock.frequency_hz)
     if device.bandwidth_bytes_per_s:
@@ -76,7 +75,7 @@ def _fewer_bits(device: HardwareModel) -> Iterator[str]:
 
 def _one_step_down(device: HardwareModel, layer: LayerSpec, choice: Choice) -> Iterator[Choice]:
     """The next narrower native width of the weights, and of the activations."""
-    if not isinstance(device, ProfiledDevice):
+    if not isinstance(device, DESCRIBED):
         return
     w, a = choice.weight.width, choice.activation.width
     for narrower in ([(n, a) for n in range(w - 1, 0, -1)], [(w, n) for n in range(a - 1, 0, -1)]):
@@ -87,7 +86,7 @@ def _one_step_down(device: HardwareModel, layer: LayerSpec, choice: Choice) -> I
 
 def _probes(device: HardwareModel) -> Iterator[tuple[LayerSpec, Choice]]:
     """A layer of each kind at every native pair."""
-    pairs = device.native_pairs if isinstance(device, ProfiledDevice) else [(8, 8)]
+    pairs = device.native_pairs if isinstance(device, DESCRIBED) else [(8, 8)]
     for layer in LAYERS:
         for w, a in pairs:
             if device.supports(layer, _choice(w, a)):

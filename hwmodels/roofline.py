@@ -7,7 +7,11 @@ from math import log10
 from typing import Any
 
 from hwmodels.base import HardwareModel
+from hwmodels.overlay import Measured
 from hwmodels.schema import ProfiledDevice
+
+DESCRIBED = (ProfiledDevice, Measured)
+"""Devices made from a profile: they know their widths, peaks and bandwidth."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,7 @@ class Roof:
 
 def roofs(device: HardwareModel) -> list[Roof]:
     """One for each native width pair, from few bits to many; none of a device that is not a profile."""
-    if not isinstance(device, ProfiledDevice):
+    if not isinstance(device, DESCRIBED):
         return []
     bandwidth = device.bandwidth_bytes_per_s
     found = []
@@ -39,7 +43,7 @@ def picture(device: HardwareModel, width: int = 72, height: int = 14) -> list[st
     Empty where the device has no bandwidth.
     """
     found = [roof for roof in roofs(device) if roof.ridge_macs_per_byte]
-    if not found or not isinstance(device, ProfiledDevice) or not device.bandwidth_bytes_per_s:
+    if not found or not isinstance(device, DESCRIBED) or not device.bandwidth_bytes_per_s:
         return []
     peaks: dict[float, list[str]] = {}
     for roof in found:
@@ -76,5 +80,5 @@ def _shortened(names: list[str]) -> str:
 
 def as_json(device: HardwareModel) -> dict[str, Any]:
     """Roofs as plain data."""
-    bandwidth = device.bandwidth_bytes_per_s if isinstance(device, ProfiledDevice) else None
+    bandwidth = device.bandwidth_bytes_per_s if isinstance(device, DESCRIBED) else None
     return {"bandwidth_bytes_per_s": bandwidth, "roofs": [vars(roof) for roof in roofs(device)]}

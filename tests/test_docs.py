@@ -167,6 +167,36 @@ def test_what_the_readme_says_about_ones_own_runs(tmp_path, monkeypatch, capsys)
     haqsearch("export", "runs/a", "--format", "onnx", "--out", "my.onnx")
 
 
+def test_from_a_data_sheet_to_a_search_without_python(tmp_path, monkeypatch, capsys):
+    """Under 30 lines of TOML and two commands, as README's section of that name says them."""
+    from haqsearch.cli import main
+
+    text = (ROOT / "README.md").read_text()
+    section = re.search(r"^### From a data sheet to a search, without Python\n(.*?)^##", text, re.DOTALL | re.MULTILINE)
+    assert section
+    files = re.findall(r"^```toml\n# ([\w.]+)\n(.*?)^```$", section[1], re.DOTALL | re.MULTILINE)
+    (shell,) = re.findall(r"^```sh\n(.*?)^```$", section[1], re.DOTALL | re.MULTILINE)
+    assert "```python" not in section[1]
+    assert sum(len(content.splitlines()) for _, content in files) < 30
+    for name, content in files:
+        (tmp_path / name).write_text(content)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    told = [shlex.split(line.partition("#")[0])[1:] for line in shell.splitlines()]
+    assert len(told) == 2
+    quick = ["--out", "out", "--set", "max_evaluations=4", "--set", "qat.steps=2", "--set", "train.epochs=2"]
+    said = []
+    for arguments in told:
+        monkeypatch.setattr("sys.argv", ["haqsearch", *arguments, *(quick if arguments[0] == "run" else [])])
+        with pytest.raises(SystemExit) as end:
+            main()
+        said.append(capsys.readouterr())
+        assert end.value.code == 0, said[-1].err
+    assert said[0].out.endswith("can be used; no warnings\n")
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["feasible"] and summary["hardware"]["name"] == "npu"
+
+
 def test_the_device_in_the_kits_readme_loads():
     from hwmodels.profile import parse
 

@@ -277,7 +277,7 @@ def _networks(
     """Time whole networks of mixed widths, and compare with the sums that the device predicts."""
     from haqsearch.files import write_text_atomic
     from hwmodels import Meter, load
-    from hwmodels.measure import time_call
+    from hwmodels.measure import time_apart
     from hwmodels.validate import spearman
 
     if not count:
@@ -285,8 +285,9 @@ def _networks(
     meter = Meter(load(out), prepared.spec, watch.batch)
     measured, predicted = [], []
     lines = []
-    for policy in _mixed(prepared, widths, count):
-        timing = time_call(watch.program(prepared.lower(policy)), watch.patience)
+    mixed = list(_mixed(prepared, widths, count))
+    timings = time_apart([watch.program(prepared.lower(policy)) for policy in mixed], watch.patience)
+    for policy, timing in zip(mixed, timings, strict=True):
         measured.append(timing.median_s if statistic == "median" else timing.least_s)
         predicted.append(meter.costs(policy)["latency_s"])
         bits = [policy[layer.name] for layer in prepared.spec.quantizable]
