@@ -20,6 +20,7 @@ COMMANDS = {
     "export": "haqsearch.cli.export",
     "results": "haqsearch.cli.results",
     "formats": "haqsearch.cli.formats",
+    "ptq-table": "haqsearch.cli.ptq_table",
     "bench": "haqsearch.cli.bench",
     "hw": "haqsearch.cli.hw",
 }

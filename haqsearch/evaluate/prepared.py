@@ -13,6 +13,7 @@ from haqsearch.evaluate.weights import WeightBank
 from haqsearch.graph import Graph, model_spec, trace
 from haqsearch.graph.plan import Plan, make_plan
 from haqsearch.graph.ranges import CalibratedRanges, calibrate
+from haqsearch.ptq.activation_ranges import OutputErrorFactors
 from haqsearch.ptq.pipeline import Pipeline
 from haqsearch.ptq.sequential import reconstruct_in_order
 from haqsearch.qat import Finetuned
@@ -73,4 +74,6 @@ def prepare_network(
     bank = WeightBank(pipeline, inputs, folder)
     later = bank.made or "in_order" in steps
     ranges = calibrate(graph, inputs.split(_BATCH), *([] if later else [pipeline.observe]))
+    if "output_ranges" in steps:
+        ranges = ranges.chosen_by(OutputErrorFactors(graph, ranges, inputs, bank.folder))
     return Prepared(graph, model_spec(graph), make_plan(graph), ranges, bank)

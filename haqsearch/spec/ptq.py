@@ -3,6 +3,7 @@
 | stage      | what its steps make                                                                                   |
 |------------|-------------------------------------------------------------------------------------------------------|
 | graph      | the float network as it is quantized; its function stays                                              |
+| ranges     | scales of activations; without a step those of least squared error                                    |
 | rounding   | integer weights of a layer in a format; one of them                                                   |
 | correction | what is added to a layer's bias to make up for the rounding                                           |
 | policy     | integer weights of all layers under one policy, for the few that are chosen                           |
@@ -28,10 +29,11 @@ class PtqStep:
     summary: str
 
 
-STAGES = ("graph", "rounding", "correction", "policy")
+STAGES = ("graph", "ranges", "rounding", "correction", "policy")
 PTQ_STEPS: Mapping[str, PtqStep] = {
     "fold_bn": PtqStep("graph", "", "batch norms folded into the layers before them, activations fused"),
     "equalize": PtqStep("graph", "", "channels rescaled across layers, so that one weight scale serves a layer"),
+    "output_ranges": PtqStep("ranges", "inputs", "of least error in the layers that read them; below 8 bits"),
     "nearest": PtqStep("rounding", "", "every weight to its nearest code"),
     "stochastic": PtqStep("rounding", "", "up or down at random, right on average; the seed is fixed"),
     "reconstruct": PtqStep("rounding", "covariance", "least error of the layer's output, by coordinate descent"),
@@ -42,8 +44,8 @@ PTQ_STEPS: Mapping[str, PtqStep] = {
 }
 PTQ_PRESETS: Mapping[str, tuple[str, ...]] = {
     "plain": ("fold_bn", "nearest"),
-    "fast": ("fold_bn", "reconstruct", "bias_correct"),
-    "accurate": ("fold_bn", "reconstruct", "bias_correct", "in_order"),
+    "fast": ("fold_bn", "output_ranges", "reconstruct", "bias_correct"),
+    "accurate": ("fold_bn", "output_ranges", "reconstruct", "bias_correct", "in_order"),
 }
 """Names for lists of steps. None equalizes: weights have a scale by channel unless a policy says ``int8:tensor``."""
 

@@ -214,3 +214,40 @@ def test_network_order_without_quantization_error_before_it_is_layer_by_layer():
     assert ranges.params(graph.input.name, Format("uint", 8)).scale == 1.0
     assert torch.equal(made.codes, alone.codes)
     assert torch.allclose(made.bias_correction, alone.bias_correction, atol=1e-2)
+
+
+class Beside(torch.nn.Module):
+    """A narrow branch, and a wide one that can make up for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = torch.nn.Linear(8, 6), torch.nn.Linear(6, 8)
+        self.wide = torch.nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.second(torch.relu(self.first(x))) + self.wide(x)
+
+
+def test_a_layer_makes_up_for_what_is_lost_beside_it(monkeypatch):
+    """The narrow branch has 2-bit weights: with the wide one made for the sum, not for itself, the sum is closer to float's."""
+    from networks import prepared, samples
+
+    from haqsearch.graph import run_float
+    from haqsearch.ptq import sequential
+    from haqsearch.runtime import run_program
+    from haqsearch.spec import Choice
+
+    for seed in range(3):
+        torch.manual_seed(seed)
+        inputs, network = samples((8,), 256, seed), prepared(Beside().eval(), samples((8,), 256, seed))
+        policy = Policy.uniform(network.spec, Choice.parse("w2a8"), {"wide": Choice.parse("w8a8")})
+        wanted, errors = run_float(network.graph, inputs).detach(), []
+        for alone in (True, False):
+            with monkeypatch.context() as patch:
+                if alone:
+                    patch.setattr(
+                        sequential._Walk, "_beside", lambda walk, node: [None] * len(walk.float[node.inputs[0]])
+                    )
+                program = network.in_order(policy, inputs).lower(policy)
+            errors.append(float((run_program(program, inputs) - wanted).pow(2).mean()))
+        assert errors[1] < 0.9 * errors[0], errors
