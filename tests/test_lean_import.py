@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).parents[1]
 
 HEAVY = (
     "torch",
@@ -36,7 +40,7 @@ sys.meta_path.insert(0, Block())
 
 
 def python(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -76,3 +80,29 @@ def test_names_are_offered_without_being_loaded():
     )
     with pytest.raises(AttributeError, match="no attribute 'Polcy'"):
         __import__("haqsearch").Polcy  # noqa: B018
+
+
+def test_without_the_native_build_everything_runs_on_the_reference_with_one_warning():
+    code = (
+        "sys.modules['haqsearch.kernels.native._native'] = None\n"
+        "import warnings\nwarnings.simplefilter('always')\n"
+        "sys.path.insert(0, 'tests')\n"
+        "from networks import inputs, random_policy, small\n"
+        "from haqsearch.runtime import run_program\n"
+        "ready = small('shortcut')\n"
+        "program = ready.lower(random_policy(ready, 1))\n"
+        "with warnings.catch_warnings(record=True) as seen:\n"
+        "    warnings.simplefilter('always')\n"
+        "    for _ in range(3): run_program(program, inputs('shortcut', 2))\n"
+        "told = [str(w.message) for w in seen if 'native kernels' in str(w.message)]\n"
+        "assert len(told) == 1 and 'pip install' in told[0], told\n"
+    )
+    python("import sys\n" + code)
+
+
+def test_the_native_kernels_are_built_where_there_is_a_compiler():
+    if shutil.which("c++") is None:
+        pytest.skip("needs a C++ compiler: without one the package installs without native kernels")
+    import haqsearch.kernels.native
+
+    assert haqsearch.kernels.native.isas()[-1] == "portable"
