@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
-from typing import Any
+from statistics import geometric_mean, median
 
 _HEAD = """# What the integer kernels cost
 
@@ -37,48 +38,54 @@ def write_summary(folder: Path) -> None:
     write_text_atomic(folder / "README.md", "\n".join(parts).rstrip() + "\n")
 
 
-def _heading(path: Path, what: str, rows: Any) -> str:
-    first = rows.iloc[0]
+def _read(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _heading(path: Path, what: str, rows: list[dict[str, str]]) -> str:
+    first = rows[0]
     machine = f"{first['processor']}, {first['isa']}, torch {first['torch']}, commit {first['commit']}"
     return f"\n## {what}: {machine} (`{path.name}`)\n"
 
 
 def _kernels(path: Path) -> list[str]:
-    import numpy as np
-    import pandas as pd
-
-    rows = pd.read_csv(path)
-    rows["group"] = rows["case"].str.partition(":")[0]
-    lines = [_heading(path, "Layers", rows)]
+    rows = _read(path)
+    if not rows:
+        return []
     side = path.with_suffix(".json")
     peaks = json.loads(side.read_text(encoding="utf-8"))["peaks"] if side.is_file() else {}
-    lines += [f"- {name}: {value}" for name, value in peaks.items()]
     top = max((value for name, value in peaks.items() if "GMAC" in name), default=float("nan"))
+    groups: dict[tuple[str, str, int], list[dict[str, str]]] = {}
+    for row in rows:
+        groups.setdefault((row["case"].partition(":")[0], row["policy"], int(row["threads"])), []).append(row)
+    lines = [_heading(path, "Layers", rows), *(f"- {name}: {value}" for name, value in peaks.items())]
     lines += [
         _KERNELS,
         "| layers | policy | threads | ratio to torch int8 (geometric mean) | least | most | share of peak |",
     ]
     lines += ["|---|---|---|---|---|---|---|"]
-    for (group, policy, threads), part in rows.groupby(["group", "policy", "threads"], sort=False):
-        mean = float(np.exp(np.log(part["ratio"]).mean()))
-        share = float((part["gmac_per_s"] / (top * part["threads"])).median())
+    for (group, policy, threads), part in groups.items():
+        ratios = [float(row["ratio"]) for row in part]
+        share = median(float(row["gmac_per_s"]) / (top * threads) for row in part)
         lines.append(
-            f"| {group} ({len(part)}) | {policy} | {threads} | {mean:.2f} | {part['ratio'].min():.2f} "
-            f"| {part['ratio'].max():.2f} | {share:.0%} |"
+            f"| {group} ({len(part)}) | {policy} | {threads} | {geometric_mean(ratios):.2f} | {min(ratios):.2f} "
+            f"| {max(ratios):.2f} | {share:.0%} |"
         )
     return lines
 
 
 def _evaluate(path: Path) -> list[str]:
-    import pandas as pd
-
-    rows = pd.read_csv(path)
+    rows = _read(path)
+    if not rows:
+        return []
     lines = [_heading(path, "Networks", rows), "| network | policy | against | threads | ratio | quartiles | ours |"]
     lines += ["|---|---|---|---|---|---|---|"]
-    for row in rows.to_dict("records"):
+    for row in rows:
+        ratio, q1, q3 = (float(row[key]) for key in ("ratio", "q1", "q3"))
         lines.append(
-            f"| {row['case']} | {row['policy']} | {row['baseline']} | {row['threads']} | {row['ratio']:.2f} "
-            f"| {row['q1']:.2f} .. {row['q3']:.2f} | {1e3 * row['ours_s']:.2f} ms |"
+            f"| {row['case']} | {row['policy']} | {row['baseline']} | {row['threads']} | {ratio:.2f} "
+            f"| {q1:.2f} .. {q3:.2f} | {1e3 * float(row['ours_s']):.2f} ms |"
         )
     return lines
 
