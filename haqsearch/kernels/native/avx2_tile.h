@@ -38,7 +38,8 @@ inline std::vector<int> cut_blocks(const int8_t* weights, int steps, int largest
   const auto add = [&](const int8_t* step) {
     bool fits = true;
     for (int i = 0; i < kStepBytes; ++i) {
-      (step[i] > 0 ? above : below)[i / 2] += step[i] * largest;
+      int32_t* const sums = step[i] > 0 ? above : below;
+      sums[i / 2] += step[i] * largest;
       fits = fits && above[i / 2] <= INT16_MAX && below[i / 2] >= INT16_MIN;
     }
     return fits;
