@@ -1,12 +1,13 @@
 # make search   a search from nothing: environment, installation, search, report
 # make test     lint, types and tests, in an environment of their own making
 # make test-all the slow tests too
+# make test-sanitize  the native kernels' tests, built with AddressSanitizer and UndefinedBehaviorSanitizer
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: search test test-all lint clean
+.PHONY: search test test-all test-sanitize lint clean
 
 search: $(VENV)/.installed
 	$(BIN)/haqsearch run searches/digits-bismo-edge.toml
@@ -17,6 +18,17 @@ test: $(VENV)/.installed-dev lint
 
 test-all: $(VENV)/.installed-dev lint
 	$(BIN)/python -m pytest -m ''
+
+# Python itself is not built so: the sanitizers' libraries come first, and what it leaks is its own.
+SANITIZED := build/sanitize
+test-sanitize: $(VENV)/.installed-dev
+	$(PIP) install -c constraints.txt nanobind cmake ninja
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -G Ninja -S haqsearch/kernels/native -B $(SANITIZED) -DHAQ_SANITIZE=ON \
+	  -DPython_EXECUTABLE="$(CURDIR)/$(BIN)/python"
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build $(SANITIZED)
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 HAQ_NATIVE="$$(ls $(SANITIZED)/_native*.so)" \
+	  $(BIN)/python -m pytest -p tests.kernels.another_build tests/kernels/test_native.py tests/kernels/test_packed.py
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

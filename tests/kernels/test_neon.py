@@ -16,5 +16,5 @@ def test_equals_portable(tmp_path):
     sources = [Path(__file__).parent / "native/neon.cpp", KERNELS / "neon.cpp", KERNELS / "portable.cpp"]
     flags = ["-std=c++17", "-O2", "-static", "-march=armv8.2-a+dotprod", "-DHAQ_NEON", f"-I{KERNELS}"]
     subprocess.run([COMPILER, *flags, *map(str, sources), "-o", str(program)], check=True)
-    run = subprocess.run([EMULATOR, "-cpu", "max", str(program)], capture_output=True, text=True)
+    run = subprocess.run([EMULATOR, "-cpu", "max", str(program)], check=False, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr

@@ -1,0 +1,91 @@
+"""Weights of few bits: linear layers that read them packed, convolutions by bit planes and tables; equal to the reference."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from haqsearch.kernels import reference
+from haqsearch.kernels.reference import accumulator_bound
+
+from .cases import activations, codes, epilogues
+
+native = pytest.importorskip("haqsearch.kernels.native", reason="the native kernels are not built")
+few = settings(deadline=None, max_examples=25)
+SIMD = [name for name in native.isas() if name in {"avx2", "avx512"}]
+
+
+@pytest.fixture(params=SIMD)
+def isa(request, monkeypatch):
+    monkeypatch.setenv("HAQSEARCH_ISA", request.param)
+    return request.param
+
+
+@st.composite
+def weights(draw, shape):
+    """Codes of few values: all of a width, the symmetric ones, or any two."""
+    bits = draw(st.integers(1, 4))
+    top = max(2 ** (bits - 1) - 1, 0)
+    low, high = draw(st.sampled_from([(-(2 ** (bits - 1)), top), (-top, top), (-1, 0), (0, 1)]))
+    fill = draw(st.sampled_from(["random", "random", "opposed", "all max", "all min"]))
+    weight = codes(shape, low, high, fill, draw(st.integers(0, 999)), torch.int8)
+    return weight * 2 + 1 if (low, high) == (-1, 0) and draw(st.booleans()) else weight  # -1 and 1
+
+
+@st.composite
+def products(draw):
+    features, outputs = draw(st.integers(1, 300)), draw(st.sampled_from([64, 128, 129, 200, 300]))
+    x, zero_point = draw(activations((*draw(st.sampled_from([(1,), (2,), (3, 2), (8,)])), features)))
+    weight = draw(weights((outputs, features)))
+    bound = accumulator_bound(weight, None, 255)
+    return x, zero_point, weight, 5, bound, *draw(epilogues(outputs, bound))
+
+
+@st.composite
+def convolutions(draw):
+    inside, outside = (draw(st.sampled_from([32, 33, 64, 65, 100, 128, 131])) for _ in "io")
+    kernel, dilation = draw(st.sampled_from([((3, 3), (1, 1)), ((1, 1), (1, 1)), ((2, 3), (1, 2))]))
+    stride, padding = (
+        draw(st.sampled_from([(1, 1), (2, 2), (1, 2)])),
+        (draw(st.integers(0, 1)), draw(st.integers(0, 1))),
+    )
+    bits, size = (
+        draw(st.integers(1, 3)),
+        (draw(st.integers(1, 3)), inside, draw(st.integers(5, 9)), draw(st.integers(5, 9))),
+    )
+    x = codes(
+        size, 0, 2**bits - 1, draw(st.sampled_from(["random", "all max"])), draw(st.integers(0, 999)), torch.uint8
+    )
+    weight = draw(weights((outside, inside, *kernel)))
+    bound = accumulator_bound(weight, None, 255)
+    end = draw(epilogues(outside, bound))
+    return x, draw(st.integers(0, 2**bits - 1)), weight, 5, stride, padding, dilation, 1, bound, *end
+
+
+def test_linear_layers_equal_the_reference(isa):
+    @few
+    @given(products())
+    def law(arguments):
+        assert torch.equal(native.linear(*arguments), reference.linear(*arguments))
+
+    law()
+
+
+def test_convolutions_equal_the_reference(isa):
+    @few
+    @given(convolutions())
+    def law(arguments):
+        assert torch.equal(native.conv2d(*arguments), reference.conv2d(*arguments))
+
+    law()
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4])
+def test_packed_weights_take_their_bits_and_no_more(isa, bits):
+    network = native.Network()
+    x, y = network.slot((512,), torch.uint8, 0), network.slot((256,), torch.uint8, 0)
+    weight = codes((256, 512, 1, 1), -(2 ** (bits - 1)), max(2 ** (bits - 1) - 1, 0), "random", 0, torch.int8)
+    one = torch.tensor([1])
+    end = native.epilogue(y, 256, one, one, one, 0, 0, 255)
+    op = native.conv_op(x, 0, (0, 255), weight, bits, ((1, 1), (0, 0), (1, 1)), 1, end, few_rows=True)
+    assert op.packed_bytes == 256 * 512 * bits // 8
