@@ -19,10 +19,19 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True, order=True)
 class Choice:
-    """Formats of one layer: its weights, and the activation it reads."""
+    """Formats of one layer: its weights, and the activation it reads. PolicyError for a format that is for tensors alone."""
 
     weight: Format
     activation: Format
+
+    def __post_init__(self) -> None:
+        for format in (self.weight, self.activation):
+            integers = format.kind in {"int", "uint"} and not format.granularity  # of any width: devices have 1 bit too
+            if not (integers or format.in_programs):
+                raise PolicyError(
+                    f"a layer cannot have {format}, which is for tensors alone; programs take int2..int16 (also :tensor), "
+                    "uint1..uint16 and float32"
+                )
 
     def __str__(self) -> str:
         usual = not self.weight.granularity and not self.activation.granularity
