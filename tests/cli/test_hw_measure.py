@@ -10,7 +10,7 @@ import torch
 
 import hwmodels
 from haqsearch.cli.hw.measure import Settings
-from hwmodels import measure
+from hwmodels import timing
 from hwmodels.table import Shape, read
 
 QUICK = ["--bits", "4,8", "--policies", "2", "--seconds", "0.01", "--backend", "reference"]
@@ -127,16 +127,16 @@ def test_a_noisy_call_is_run_until_the_patience_ends(monkeypatch):
     def run():
         state["now"] += 1.0 + next(clock) % 2
 
-    patience = measure.Patience(least=5, most=12, spread=0.05, seconds=1e9)
-    monkeypatch.setattr(measure, "perf_counter", lambda: state["now"])
-    (noisy,) = measure.time_calls([run], patience)
-    (quiet,) = measure.time_calls([lambda: state.update(now=state["now"] + 2.0)], patience)
+    patience = timing.Patience(least=5, most=12, spread=0.05, seconds=1e9)
+    monkeypatch.setattr(timing, "perf_counter", lambda: state["now"])
+    (noisy,) = timing.time_calls([run], patience)
+    (quiet,) = timing.time_calls([lambda: state.update(now=state["now"] + 2.0)], patience)
     assert len(noisy) == 12 and not patience.settled([noisy])
     assert quiet == [2.0] * 5 and patience.settled([quiet])
 
 
 def test_when_runs_agree():
-    median, least = measure.Patience(), measure.Patience(statistic="least")
+    median, least = timing.Patience(), timing.Patience(statistic="least")
     busy = [1.0, 1.01, 1.02, 2.0, 3.0, 4.0, 5.0]
     assert least.settled([busy]) and not median.settled([busy])
     assert not least.settled([[1.0, 1.2, 1.4, 1.4]])

@@ -72,7 +72,8 @@ def command(
     import torch
 
     from haqsearch.errors import HardwareError
-    from hwmodels.measure import Patience, Stopwatch
+    from hwmodels.measure import Stopwatch
+    from hwmodels.timing import Patience
 
     if statistic not in ("median", "least"):
         raise HardwareError(f"--statistic {statistic}: write median or least")
@@ -277,7 +278,7 @@ def _networks(
     """Time whole networks of mixed widths, and compare with the sums that the device predicts."""
     from haqsearch.files import write_text_atomic
     from hwmodels import Meter, load
-    from hwmodels.measure import time_apart
+    from hwmodels.timing import time_apart
     from hwmodels.validate import spearman
 
     if not count:
@@ -317,13 +318,17 @@ def _networks(
 
 
 def _mixed(prepared: Prepared, widths: list[int], count: int) -> Iterator[Policy]:
-    """Random policies, the same ones every time; layers that have to share a format do."""
+    """Random policies, the same ones every time; layers that have to share a format do.
+
+    Each draws from a range of widths of its own, so that narrow and wide networks are among them as they are in a search.
+    """
     from haqsearch.spec import SearchSpace
 
     choose = random.Random(0)
     space = SearchSpace.build(prepared.spec, widths, widths, {})
     for _ in range(count):
-        yield space.policy([choose.randrange(len(variable.candidates)) for variable in space.variables])
+        ranges = {role: sorted(choose.choices(range(len(widths)), k=2)) for role in ("weight", "activation")}
+        yield space.policy([choose.randint(*ranges[variable.role]) for variable in space.variables])
 
 
 def _print(found: dict[str, Any]) -> None:
