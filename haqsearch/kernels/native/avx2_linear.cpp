@@ -1,4 +1,5 @@
-// Linear layers of few rows, bound by reading their weights: 1 to 4 bits each, packed densely, taken apart in registers.
+// Linear layers of few rows, bound by reading their weights: 1 to 4 bits each, packed densely, taken apart in registers;
+// more bits a byte each.
 //
 // 1 to 3 bits: bit planes and tables. Four inputs have 16 sums of subsets, and four bits of a plane say which one an output
 // takes: vpshufb looks up 32 outputs at once. A sum has ten bits: two tables of five, so that eight of them add up in a byte.
@@ -183,6 +184,42 @@ class Nibbles {
   }
 };
 
+// 5 to 8 bits, a byte each: pairs of inputs of 8 outputs a half vector, widened to int16 on loading, so exact.
+class Wide {
+ public:
+  static constexpr int kWords = 4;
+  static constexpr int kOutputs = 8 * kWords;
+  static constexpr int kInputs = 2;
+  static constexpr int kStepBytes = 16 * kWords;
+  static constexpr int kTable = 4;
+  static constexpr const char* kName = "avx2 int16, weights in bytes";
+
+  static void pack(const Codes& codes, int output, int input, uint8_t* step) {
+    for (int i = 0; i < kOutputs; ++i)
+      for (int k = 0; k < kInputs; ++k) step[kInputs * i + k] = static_cast<uint8_t>(codes.at(output + i, input + k));
+  }
+
+  static void prepare(const uint8_t* x, int steps, uint8_t* tables) {
+    for (int i = 0; i < steps * kInputs; ++i) tables[2 * i] = x[i], tables[2 * i + 1] = 0;
+  }
+
+  static void multiply(const uint8_t* weight, const uint8_t* x, int steps, int32_t* sums) {
+    __m256i total[kWords];
+    for (auto& word : total) word = _mm256_setzero_si256();
+    for (int k = 0; k < steps; ++k)
+      for (int word = 0; word < kWords; ++word) add(weight + (k * kWords + word) * 16, x + 4 * k, total[word]);
+    for (int word = 0; word < kWords; ++word) store(sums + 8 * word, total[word]);
+  }
+
+ private:
+  static void add(const uint8_t* weight, const uint8_t* x, __m256i& total) {
+    int32_t pair;
+    std::memcpy(&pair, x, 4);
+    const __m256i w = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(weight)));
+    total = _mm256_add_epi32(total, _mm256_madd_epi16(w, _mm256_set1_epi32(pair)));
+  }
+};
+
 template <typename Form>
 class Linear final : public Op {
  public:
@@ -262,7 +299,7 @@ OpPointer avx2_linear(const ConvSpec& spec) {
     case 2: return std::make_unique<Linear<Planes<2>>>(codes);
     case 3: return std::make_unique<Linear<Planes<3>>>(codes);
     case 4: return std::make_unique<Linear<Nibbles>>(codes);
-    default: return nullptr;
+    default: return std::make_unique<Linear<Wide>>(codes);
   }
 }
 
