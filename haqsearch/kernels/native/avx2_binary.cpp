@@ -47,14 +47,12 @@ class Packer {
   int channels_;
 };
 
-// Vectors of 32 outputs to a panel: 1 or 2.
-template <int Vectors>
 struct Avx2 {
   using Vector = __m256i;
   using Requantizer = avx2::Requantizer;
   using Packer = haq::Packer;
   static constexpr const char* kName = "avx2 tables of products";
-  static constexpr int kIndexBits = 4, kTable = 16, kLanes = 32, kVectors = Vectors, kPixels = 8 / Vectors, kSpare = 16;
+  static constexpr int kIndexBits = 4, kTable = 16, kLanes = 32, kVectors = 2, kPixels = 4, kSpare = 16;
 
   static Requantizer requantizer(const ConvSpec& s) { return {s.folded(), s.out_channels, s.bound()}; }
   static Vector zero() { return _mm256_setzero_si256(); }
@@ -91,14 +89,12 @@ struct Avx2 {
 }  // namespace
 
 OpPointer avx2_binary(const ConvSpec& spec) {
-  const TablePlan plan(spec, Avx2<1>::kIndexBits);
+  const TablePlan plan(spec, Avx2::kIndexBits);
   // Two or four channels an index: the packer's forms. Fewer than three additions to a byte, and widening takes it all.
   if (!plan.fits(spec) || (plan.together != 2 && plan.together != 4) || plan.additions() < 3) return nullptr;
   // Where it was measured to beat vpmaddubsw on bytes: packing and requantizing cost the same for few channels as for many.
-  const int channels = std::min(spec.in_channels, spec.out_channels);
-  if (channels < (plan.together == 4 ? 32 : 64)) return nullptr;
-  if (spec.out_channels <= 32) return std::make_unique<TableConv<Avx2<1>>>(spec, plan);
-  return std::make_unique<TableConv<Avx2<2>>>(spec, plan);
+  if (std::min(spec.in_channels, spec.out_channels) < 64) return nullptr;
+  return std::make_unique<TableConv<Avx2>>(spec, plan);
 }
 
 }  // namespace haq
