@@ -19,19 +19,10 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True, order=True)
 class Choice:
-    """Formats of one layer: its weights, and the activation it reads. PolicyError for a format that is for tensors alone."""
+    """Formats of one layer: its weights, and the activation it reads."""
 
     weight: Format
     activation: Format
-
-    def __post_init__(self) -> None:
-        for format in (self.weight, self.activation):
-            integers = format.kind in {"int", "uint"} and not format.granularity  # of any width: devices have 1 bit too
-            if not (integers or format.in_programs):
-                raise PolicyError(
-                    f"a layer cannot have {format}, which is for tensors alone; programs take int2..int16 (also :tensor), "
-                    "uint1..uint16 and float32"
-                )
 
     def __str__(self) -> str:
         usual = not self.weight.granularity and not self.activation.granularity
@@ -60,12 +51,21 @@ FLOAT_CHOICE = Choice(FLOAT32, FLOAT32)
 
 @dataclass(frozen=True)
 class Policy(Mapping[str, Choice]):
-    """Immutable map from layer name to Choice, in the network's order."""
+    """Immutable map from layer name to Choice, in the network's order. PolicyError for a format that is for tensors alone."""
 
     choices: Mapping[str, Choice]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "choices", dict(self.choices))
+        for layer, choice in self.choices.items():
+            for format in (choice.weight, choice.activation):
+                # Of any width: devices have 1-bit integers and short floats too, and say themselves what they lack.
+                number = format.kind in {"int", "uint", "float"} and not format.granularity
+                if not (number or format.in_programs):
+                    raise PolicyError(
+                        f"layer {layer!r} cannot have {format}, which is for tensors alone; programs take int2..int16 "
+                        "(also :tensor), uint1..uint16 and float32"
+                    )
 
     def __getitem__(self, layer: str) -> Choice:
         return self.choices[layer]
