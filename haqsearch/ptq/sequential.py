@@ -28,6 +28,9 @@ from haqsearch.ptq.reconstruct import InputStatistics, layer_rows, output_rows, 
 from haqsearch.quant import QWeight
 from haqsearch.spec import Policy
 
+VERSION = 2
+"""Of the method: figures of another version are measured again."""
+
 _BATCH = 128
 # Of the mean variance: keeps W* near W in directions the inputs hardly take, where it would fit the calibration inputs alone. At
 # a hundredth ResNet-20 at W4A4 is much closer to the float network on calibration images than on others.
