@@ -45,7 +45,10 @@ def named(table: dict[str, str], name: str):
     return getattr(import_module(module), attribute)
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name not in {"resnet32", "resnet44", "resnet56"}])
+LONG = {"resnet18", "resnet32", "resnet44", "resnet56"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in LONG else []) for n in MODELS])
 def test_every_model_is_computed_in_integers_throughout(name):
     with torch.random.fork_rng():
         torch.manual_seed(0)
