@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import io
+import tomllib
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from haqsearch.errors import HardwareError
+from haqsearch.spec import Choice, Format
 from hwmodels import validate
 from hwmodels.literature import Row
 
@@ -23,9 +25,12 @@ def test_every_target_is_of_a_set_and_is_held():
     summaries = validate.summaries(rows)
     seen = {(s.set, s.metric) for s in summaries}
     assert {(t.set, t.metric) for t in validate.TARGETS} <= seen
-    missed = [f"{s.set} {s.device}: {text}" for s in summaries for text, held in s.targets.items() if not held]
+    # What was measured on our own, shared machine is printed with its targets; a test does not depend on timings.
+    others = [s for s in summaries if s.device != "host"]
+    missed = [f"{s.set} {s.device}: {text}" for s in others for text, held in s.targets.items() if not held]
     assert not missed
-    assert sum(len(s.targets) for s in summaries) >= len(validate.TARGETS)
+    always = [target for target in validate.TARGETS if not target.apart]
+    assert sum(len(s.targets) for s in summaries) >= len(always)
     assert {s.set for s in summaries} == set(validate.SETS) >= set(validate.FITTED)
 
 
@@ -38,6 +43,41 @@ def test_a_worse_model_misses_its_target(monkeypatch):
     assert good.held and good.targets == {"mean <= 2%": True, "max <= 20%": True}
     assert not bad.held and bad.targets == {"mean <= 2%": False, "max <= 20%": False}
     assert bad.worst == "3" and bad.max == pytest.approx(1 / 3) and bad.median == pytest.approx(0.03)
+
+
+def test_ranks_are_asked_of_figures_that_are_apart(monkeypatch):
+    monkeypatch.setattr(validate, "TARGETS", (validate.Target("mine", "rank_correlation", 0.9, apart=0.3),))
+    (close,) = validate.summaries([row(1.0, 1.2), row(1.1, 1.1), row(1.2, 1.0)])
+    (apart,) = validate.summaries([row(1.0, 1.2), row(1.1, 1.1), row(1.4, 1.0)])
+    (right,) = validate.summaries([row(1.0, 1.0), row(1.1, 1.1), row(1.4, 1.2)])
+    assert close.rank_correlation == -1.0 and close.targets == {}
+    assert apart.targets == {"rank_correlation >= 0.9": False} and right.held
+
+
+def test_half_of_a_measured_table_from_the_other_half(tmp_path):
+    """A table that is the model times a factor of the layer's own: what is hidden is found again, and never looked at."""
+    import hwmodels
+    from hwmodels import here, measure
+    from hwmodels.table import Row as Cell
+    from hwmodels.table import Shape, to_csv
+
+    text = measure.profile_text("board", "as measured", ["here"], ((2, 4, 8), (2, 4, 8)), 1, "board.csv")
+    analytic = hwmodels.profile.parse(tomllib.loads(text.split("[table]")[0]), "board.toml")
+    shapes = {f"l{i}": Shape("conv2d", 8 * i + 8, 16, 3, 3, 1, 1, 14, 14, 1) for i in range(6)}
+    cells = []
+    for i, (name, shape) in enumerate(shapes.items()):
+        for w in (2, 4, 8):
+            for a in (2, 4, 8):
+                choice = Choice(Format("int", w), Format("uint", a))
+                latency = analytic.cost(shape.layer(name), choice, 1).values["latency_s"] * (1 + i / 2)
+                cells.append(Cell(shape, 1, choice, latency, network="net", layer=name))
+    (tmp_path / "board.csv").write_text(to_csv(cells))
+    (tmp_path / "board.toml").write_text(text)
+    device = hwmodels.load(tmp_path / "board.toml")
+    found = here.half_from_half(device)
+    assert len(found) == len(cells) // 2
+    assert all(predicted == pytest.approx(cell.latency_s, rel=0.02) for cell, predicted in found)
+    assert {layer.name for layer in here.networks(device)["net"]} == set(shapes)
 
 
 def test_sets_devices_and_metrics_are_told_apart():

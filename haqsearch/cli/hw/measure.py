@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import platform
 import random
 from collections import Counter
 from collections.abc import Iterator
@@ -167,7 +168,7 @@ def _begin(out: Path, settings: Settings, widths: list[int]) -> list[Row]:
     sources = [
         settings.text,
         f"haqsearch hw measure, {datetime.now(UTC):%Y-%m-%d}: haqsearch {now['haqsearch']} ({now['commit']}), torch "
-        f"{now['torch']}, {now['platform']}",
+        f"{now['torch']}, {platform.system()} {platform.machine()}",
     ]
     summary = f"This machine as measured: {settings.text}"
     out.parent.mkdir(parents=True, exist_ok=True)
