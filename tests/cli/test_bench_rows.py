@@ -55,7 +55,9 @@ def test_evaluate_compares_with_fake_quantization_with_float32_and_with_itself(t
     rows = json.loads(found.output)["rows"]
     assert all(row.keys() >= KEYS for row in rows)
     assert [(row["baseline"], row["threads"]) for row in rows] == [
-        ("fake_quant", 1), ("float32", 1), ("fake_quant", 2), ("float32", 2), ("one_thread", 2), ("unchanged", 1)
+        ("fake_quant", 1), ("fake_quant_steps", 1), ("float32", 1),
+        ("fake_quant", 2), ("fake_quant_steps", 2), ("float32", 2),
+        ("one_thread", 2), ("unchanged", 1),
     ]  # fmt: skip
 
 
@@ -66,7 +68,9 @@ def test_the_baselines_compute_the_same_network(name):
     assert torch.allclose(float32(ready.graph)(x), run_float(ready.graph, x), atol=1e-4)
     program = ready.lower(random_policy(ready, 7))
     real = run_program(program, x)
-    assert (fake_quantized(program)(x) - real).norm() <= 0.02 * real.norm() + 2 * program.output_info.scale
+    for in_steps in (False, True):
+        simulated = fake_quantized(program, in_steps)(x)
+        assert (simulated - real).norm() <= 0.02 * real.norm() + 2 * program.output_info.scale
 
 
 def test_what_cannot_be_measured_is_refused():

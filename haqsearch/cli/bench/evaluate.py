@@ -1,7 +1,8 @@
 """haqsearch bench evaluate: scoring a policy on the integer kernels, against fake quantization and float32 in torch.
 
 All of them run the same network with batch norm folded, channels last, on the same images. ``fake_quant`` is what other
-tools score policies with: the same scales and clamps, simulated in float32, weights quantized beforehand.
+tools score policies with: the same scales and clamps, simulated in float32 by torch's operator, weights quantized
+beforehand; ``fake_quant_steps`` the same by single vectorized operations, which not every tool does, but could.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from haqsearch.cli.bench import Request
     from haqsearch.evaluate import Prepared
     from haqsearch.graph import Graph
-    from haqsearch.runtime import IntegerProgram
+    from haqsearch.runtime import IntegerProgram, TensorInfo
     from haqsearch.spec import Policy
 
 _BATCH = 50
@@ -69,7 +70,11 @@ def _against_torch(
     from haqsearch.runtime import run_program
 
     program = prepared.lower(policy)
-    baselines = {"fake_quant": fake_quantized(program), "float32": float32(prepared.graph)}
+    baselines = {
+        "fake_quant": fake_quantized(program),
+        "fake_quant_steps": fake_quantized(program, in_steps=True),
+        "float32": float32(prepared.graph),
+    }
     title, name, threads = where
     rows = []
     for baseline, theirs in baselines.items():
@@ -146,8 +151,12 @@ def float32(graph: Graph) -> Callable[[Tensor], Tensor]:
     return lambda x: run_float(laid_out, _channels_last(x))
 
 
-def fake_quantized(program: IntegerProgram) -> Callable[[Tensor], Tensor]:
-    """``program`` simulated in float32: dequantized weights, every value rounded to its format by torch's fake quantization."""
+def fake_quantized(program: IntegerProgram, in_steps: bool = False) -> Callable[[Tensor], Tensor]:
+    """``program`` simulated in float32: dequantized weights, every value rounded to its format.
+
+    By torch's own operator; ``in_steps``: by division, rounding, clamp and multiplication one after the other, which torch
+    runs in vectors where its operator does not.
+    """
     import torch
     import torch.nn.functional as F
 
@@ -160,13 +169,14 @@ def fake_quantized(program: IntegerProgram) -> Callable[[Tensor], Tensor]:
             x_scale = program.tensors[step.inputs[0]].scale
             biases[step.name] = (program.constants[f"{step.name}.bias"] * scale.double() * x_scale).float()
 
-    def rounded(x: Tensor, name: str) -> Tensor:
-        info = program.tensors[name]
-        if info.format.is_float:
-            return x
+    def by_operator(x: Tensor, info: TensorInfo) -> Tensor:
         return torch.fake_quantize_per_tensor_affine(x, info.scale, info.zero_point, info.low, info.high)
 
-    def run(x: Tensor) -> Tensor:
+    def by_steps(x: Tensor, info: TensorInfo) -> Tensor:
+        low, high = info.low - info.zero_point, info.high - info.zero_point
+        return (x / info.scale).round_().clamp_(low, high).mul_(info.scale)
+
+    def run(x: Tensor, quantize: Callable[[Tensor, TensorInfo], Tensor]) -> Tensor:
         values = {program.input: _channels_last(x)}
         for step in program.instructions:
             at, inputs = step.attributes, [values[name] for name in step.inputs]
@@ -198,10 +208,11 @@ def fake_quantized(program: IntegerProgram) -> Callable[[Tensor], Tensor]:
                     y = inputs[0]
             moves = step.op in {"slice", "pad", "reshape", "max_pool2d", "minimum", "dequantize"}
             for name in step.outputs:
-                values[name] = y if moves else rounded(y, name)
+                info = program.tensors[name]
+                values[name] = y if moves or info.format.is_float else quantize(y, info)
         return values[program.output]
 
-    return run
+    return lambda x: run(x, by_steps if in_steps else by_operator)
 
 
 def _channels_last(x: Tensor) -> Tensor:

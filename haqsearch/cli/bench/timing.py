@@ -35,7 +35,7 @@ class Row:
 
     def text(self) -> str:
         return (
-            f"{self.case:32s} {self.policy:8s} {self.baseline:14s} {self.threads} thread{'s'[: self.threads > 1]:1s} "
+            f"{self.case:32s} {self.policy:8s} {self.baseline:16s} {self.threads} thread{'s'[: self.threads > 1]:1s} "
             f"{self.ratio:6.2f} ({self.q1:.2f} .. {self.q3:.2f})  {1e3 * self.ours_s:9.3f} ms  {self.note}"
             + (f"; {self.gmac_per_s:.0f} GMAC/s" if self.gmac_per_s else "")
         )
