@@ -107,3 +107,9 @@ def _sets() -> dict[str, Callable[[], list[Row]]]:
 
 
 SETS = _sets()
+
+FITTED = {
+    name: "layers are scaled to add up to whole runs of one pair of widths everywhere; not to these"
+    for name in SETS
+    if not name.startswith("host_cells")
+}

@@ -20,7 +20,7 @@ from hwmodels.literature import Row
 from hwmodels.profile import load
 
 SETS: dict[str, Callable[[], list[Row]]] = {**simulated.SETS, **literature.SETS, **here.SETS}
-FITTED = {**simulated.FITTED, **literature.FITTED}
+FITTED = {**simulated.FITTED, **literature.FITTED, **here.FITTED}
 
 
 @dataclass(frozen=True)
