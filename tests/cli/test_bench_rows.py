@@ -32,7 +32,7 @@ def bench(*arguments: object):
 
 
 def test_kernels_gives_rows_a_csv_and_a_summary(tmp_path):
-    found = bench("kernels", "--only", "linear: 1024", "--threads", "1", "--repeats", "2", "--out", tmp_path, "--json")
+    found = bench("kernels", "--only", "linear: 4096", "--threads", "1", "--repeats", "2", "--out", tmp_path, "--json")
     rows = json.loads(found.output)["rows"]
     assert [row["policy"] for row in rows] == ["w8a8", "w4a8", "w3a8", "w2a8", "w1a8"]
     assert all(row.keys() >= KEYS and row["baseline"] == "torch_int8" for row in rows)

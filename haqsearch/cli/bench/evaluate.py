@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from haqsearch.cli.bench.timing import Row, compare, report
+from haqsearch.cli.bench.timing import Row, compare, report, timer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,7 +78,7 @@ def _against_torch(
     title, name, threads = where
     rows = []
     for baseline, theirs in baselines.items():
-        figures = compare(lambda: run_program(program, x), partial(theirs, x), repeats)
+        figures = compare(timer(lambda: run_program(program, x)), timer(partial(theirs, x)), repeats)
         rows.append(Row(title, name, baseline, threads, **figures))  # type: ignore[arg-type]
     return rows
 
@@ -103,7 +103,8 @@ def _against_itself(
 
     for threads in request.threads:
         if threads > 1:
-            rows.append(Row(*where, "one_thread", threads, **compare(at(threads), at(1), request.repeats)))  # type: ignore[arg-type]
+            figures = compare(timer(at(threads)), timer(at(1)), request.repeats)
+            rows.append(Row(*where, "one_thread", threads, **figures))  # type: ignore[arg-type]
     torch.set_num_threads(1)
     images = x.repeat(-(-1000 // len(x)), *[1] * (x.ndim - 1))
     fresh = _changes(prepared, policy)
@@ -111,7 +112,7 @@ def _against_itself(
     def changed() -> None:
         run_program(prepared.lower(next(fresh)), images)
 
-    figures = compare(changed, lambda: run_program(program, images), request.repeats)
+    figures = compare(timer(changed), timer(lambda: run_program(program, images)), request.repeats)
     rows.append(Row(f"{where[0].partition(',')[0]}, {len(images)} images", where[1], "unchanged", 1, **figures))  # type: ignore[arg-type]
     return rows
 

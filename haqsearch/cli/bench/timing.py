@@ -41,7 +41,22 @@ class Row:
         )
 
 
-def compare(ours: Callable[[], Any], theirs: Callable[[], Any], repeats: int) -> dict[str, float]:
+Timer = Callable[[], float]
+"""Does something once and gives the seconds it took."""
+
+
+def timer(work: Callable[[], Any]) -> Timer:
+    """The wall clock around ``work``."""
+
+    def measured() -> float:
+        start = time.perf_counter()
+        work()
+        return time.perf_counter() - start
+
+    return measured
+
+
+def compare(ours: Timer, theirs: Timer, repeats: int) -> dict[str, float]:
     """The figures of a Row: each turn times both, one right after the other, whichever comes first changing."""
     import numpy as np
 
@@ -49,24 +64,12 @@ def compare(ours: Callable[[], Any], theirs: Callable[[], Any], repeats: int) ->
     times: dict[str, list[float]] = {"ours": [], "theirs": []}
     for turn in range(repeats):
         pair = [("ours", ours), ("theirs", theirs)]
-        for name, work in pair if turn % 2 else reversed(pair):
-            start = time.perf_counter()
-            work()
-            times[name].append(time.perf_counter() - start)
+        for name, measured in pair if turn % 2 else reversed(pair):
+            times[name].append(measured())
     ratios = np.array(times["theirs"]) / np.array(times["ours"])
     q1, ratio, q3 = (round(float(v), 3) for v in np.quantile(ratios, [0.25, 0.5, 0.75]))
     medians = {f"{name}_s": float(np.median(values)) for name, values in times.items()}
     return {"ratio": ratio, "q1": q1, "q3": q3, "ours_s": medians["ours_s"], "baseline_s": medians["theirs_s"]}
-
-
-def seconds(work: Callable[[], Any], repeats: int = 3) -> float:
-    """Least time of a few."""
-    found = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        found.append(time.perf_counter() - start)
-    return min(found)
 
 
 def report(
