@@ -1,6 +1,6 @@
-"""The device ``host`` against itself: half of its measured cells predicted from the other half, and sums of layers against
-whole networks. The figures are those of the machine whose table comes with the package (``profiles/host.toml``); measure your
-own with ``haqsearch hw measure``."""
+"""Measured devices against themselves: half of the cells predicted from the other half, and sums of layers against whole
+networks. The figures are those of the machine whose tables come with the package, ``host`` with all its instructions and
+``host-avx2`` kept to AVX2; measure your own with ``haqsearch hw measure``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hwmodels.profile import list_profiles, load
 from hwmodels.table import Row as Cell
 from hwmodels.table import Shape, widths
 
-DEVICE = "host"
+DEVICES = ("host", "host-avx2")
 
 
 def networks(device: Measured) -> dict[str, ModelSpec]:
@@ -52,42 +52,34 @@ def _key(row: Cell) -> tuple[Shape, int, int, int]:
     return row.shape, row.batch, *widths(row.choice)
 
 
-def cells(network: str) -> list[Row]:
-    """Cells of ``network`` that were left out, predicted from the others."""
+def cells(name: str, network: str) -> list[Row]:
+    """Cells of ``network`` on the device ``name`` that were left out, predicted from the others."""
+    device, group = _device(name), f"{name}_cells_{network}"
     return [
-        Row(
-            f"host_cells_{network}",
-            DEVICE,
-            f"{cell.layer} {cell.choice}",
-            "latency_s",
-            cell.latency_s,
-            predicted,
-            _source(device),
-        )
-        for device in (_device(),)
+        Row(group, name, f"{cell.layer} {cell.choice}", "latency_s", cell.latency_s, predicted, _source(device))
         for cell, predicted in half_from_half(device)
         if cell.network == network
     ]
 
 
-def whole(network: str) -> list[Row]:
-    """Whole runs of ``network`` under mixed policies, against the sums of their layers."""
-    device, name = _device(), f"host_{network}"
+def whole(name: str, network: str) -> list[Row]:
+    """Whole runs of ``network`` on the device ``name`` under mixed policies, against the sums of their layers."""
+    device, group = _device(name), f"{name}_{network}"
     model = networks(device)[network]
     found = []
-    for i, row in enumerate(r for r in read("host_networks") if r["network"] == network):
+    for i, row in enumerate(r for r in read(f"{name}_networks") if r["network"] == network):
         pairs = zip(map(int, row["weight_bits"].split()), map(int, row["activation_bits"].split()), strict=True)
         choices = [Choice(Format("int", w), Format("uint", a)) for w, a in pairs]
         policy = Policy({layer.name: choice for layer, choice in zip(model, choices, strict=True)})
         predicted = Meter(device, model, int(row["batch"])).costs(policy)["latency_s"]
-        found.append(Row(name, DEVICE, f"policy {i}", "latency_s", float(row["latency_s"]), predicted, _source(device)))
+        found.append(Row(group, name, f"policy {i}", "latency_s", float(row["latency_s"]), predicted, _source(device)))
     return found
 
 
-def _device() -> Measured:
-    device = load(DEVICE)
+def _device(name: str) -> Measured:
+    device = load(name)
     if not isinstance(device, Measured):
-        raise HardwareError(f"{DEVICE}: has no measured table; haqsearch hw measure writes one")
+        raise HardwareError(f"{name}: has no measured table; haqsearch hw measure writes one")
     return device
 
 
@@ -95,21 +87,20 @@ def _source(device: Measured) -> str:
     return "; ".join(device.profile.sources)
 
 
-def _sets() -> dict[str, Callable[[], list[Row]]]:
-    """One of cells and one of whole networks for each network that was measured."""
-    if DEVICE not in list_profiles() or not (FOLDER / "host_networks.csv").is_file():
-        return {}
-    names = dict.fromkeys(row["network"] for row in read("host_networks"))
-    return {
-        **{f"host_cells_{name}": partial(cells, name) for name in names},
-        **{f"host_{name}": partial(whole, name) for name in names},
-    }
+def _sets(kind: Callable[[str, str], list[Row]], infix: str) -> dict[str, Callable[[], list[Row]]]:
+    """A set for each network that was measured on each device."""
+    found: dict[str, Callable[[], list[Row]]] = {}
+    for name in DEVICES:
+        if name in list_profiles() and (FOLDER / f"{name}_networks.csv").is_file():
+            for network in dict.fromkeys(row["network"] for row in read(f"{name}_networks")):
+                found[f"{name}{infix}_{network}"] = partial(kind, name, network)
+    return found
 
 
-SETS = _sets()
+CELLS = _sets(cells, "_cells")
+WHOLE = _sets(whole, "")
+SETS = {**CELLS, **WHOLE}
 
-FITTED = {
-    name: "layers are scaled to add up to whole runs of one pair of widths everywhere; not to these"
-    for name in SETS
-    if not name.startswith("host_cells")
-}
+FITTED = dict.fromkeys(
+    WHOLE, "layers are scaled to add up to whole runs of one pair of widths everywhere; not to these"
+)

@@ -65,9 +65,9 @@ TARGETS = (
     Target("t4", "max", 1e-9),
     Target("mlperf_tiny", "max", 0.30),
     Target("mlperf_tiny", "max", 0.30, "energy_j"),
-    *(Target(name, "median", 0.15) for name in here.SETS if name.startswith("host_cells")),
-    *(Target(name, "max", 0.10) for name in here.SETS if not name.startswith("host_cells")),
-    *(Target(name, "rank_correlation", 0.9, apart=0.3) for name in here.SETS if not name.startswith("host_cells")),
+    *(Target(name, "median", 0.15) for name in here.CELLS),
+    *(Target(name, "max", 0.10) for name in here.WHOLE),
+    *(Target(name, "rank_correlation", 0.9, apart=0.1) for name in here.WHOLE),
 )
 
 

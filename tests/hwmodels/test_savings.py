@@ -12,7 +12,7 @@ import hwmodels
 from haqsearch.spec import Budget, Choice, LayerSpec, ModelSpec, Policy, SearchSpace
 from hwmodels import networks, savings
 
-DEVICES = {name: hwmodels.load(name) for name in hwmodels.list_profiles() if name != "host"}
+DEVICES = {name: hwmodels.load(name) for name in hwmodels.list_profiles() if not name.startswith("host")}
 LIMITED = (
     ("latency_s",), ("peak_activation_bytes",), ("latency_s", "peak_activation_bytes"), ("latency_s", "energy_j"),
     ("latency_s", "size_bytes"), ("bops",),
