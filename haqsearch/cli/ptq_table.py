@@ -240,7 +240,7 @@ def markdown(content: dict[str, Any]) -> str:
             "",
             f"Float: {content['float_accuracy']:.2%}. Top-1 of the integer program on the {splits['report']:,} images of the "
             f"report split; {edges} at 8 bits, all other layers at the widths above; {splits['calibrate']:,} calibration images "
-            "from the training part, no labels. Methods were chosen by KL divergence on held-out training images, not on these. "
+            "of the calibrate split, no labels. "
             f"One standard error of an accuracy is {_error(content):.2%}. Seconds: wall clock (processor); the longest policy.",
             "",
             f"Made by `haqsearch ptq-table searches/{content['recipe']}.toml`, commit {', '.join(commits)}: "
