@@ -93,6 +93,7 @@ class Summary:
     worst: str
     rank_correlation: float | None
     targets: dict[str, bool]
+    not_asked: list[str]
     fitted: str
 
     @property
@@ -131,6 +132,10 @@ def summaries(rows: Sequence[Row]) -> list[Summary]:
     return [_summary(*key, group) for key, group in groups.items()]
 
 
+def _number(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.2f}"
+
+
 def _summary(name: str, device: str, metric: str, rows: list[Row]) -> Summary:
     signed = np.array([row.error for row in rows])
     size = np.abs(signed)
@@ -143,8 +148,13 @@ def _summary(name: str, device: str, metric: str, rows: list[Row]) -> Summary:
     ranks = spearman([row.published for row in rows], [row.predicted for row in rows])
     reached = {**statistics, "rank_correlation": ranks}
     apart = max(row.published for row in rows) / min(row.published for row in rows) - 1
-    asked = [t for t in TARGETS if (t.set, t.metric) == (name, metric) and apart >= t.apart]
-    targets = {str(t): t.held(reached[t.statistic]) for t in asked}
+    of_set = [t for t in TARGETS if (t.set, t.metric) == (name, metric)]
+    targets = {str(t): t.held(reached[t.statistic]) for t in of_set if apart >= t.apart}
+    not_asked = [
+        f"{t}: it is {_number(reached[t.statistic])}, of figures within {100 * apart:.1f}% of one another"
+        for t in of_set
+        if apart < t.apart
+    ]
     worst = rows[int(size.argmax())].case
     return Summary(
         name,
@@ -156,6 +166,7 @@ def _summary(name: str, device: str, metric: str, rows: list[Row]) -> Summary:
         worst=worst,
         rank_correlation=ranks,
         targets=targets,
+        not_asked=not_asked,
         fitted=FITTED.get(name, ""),
     )
 
@@ -213,7 +224,8 @@ def as_markdown(rows: Sequence[Row]) -> str:
     ]
     for s in summaries(rows):
         ranks = "-" if s.rank_correlation is None else f"{s.rank_correlation:.3f}"
-        targets = ", ".join(f"{text}: {'held' if held else '**missed**'}" for text, held in s.targets.items()) or "-"
+        asked = [f"{text}: {'held' if held else '**missed**'}" for text, held in s.targets.items()]
+        targets = ", ".join(asked + [f"not asked: {text}" for text in s.not_asked]) or "-"
         errors = " | ".join(f"{value:.2%}" for value in (s.mean, s.median, s.p95, s.max))
         cells = [s.set, s.device, s.metric, str(s.rows), errors, f"{s.bias:+.2%}", ranks, targets, s.fitted or "-"]
         lines.append(f"| {' | '.join(cells)} |")

@@ -51,6 +51,7 @@ def test_ranks_are_asked_of_figures_that_are_apart(monkeypatch):
     (apart,) = validate.summaries([row(1.0, 1.2), row(1.1, 1.1), row(1.4, 1.0)])
     (right,) = validate.summaries([row(1.0, 1.0), row(1.1, 1.1), row(1.4, 1.2)])
     assert close.rank_correlation == -1.0 and close.targets == {}
+    assert close.not_asked == ["rank_correlation >= 0.9: it is -1.00, of figures within 20.0% of one another"]
     assert apart.targets == {"rank_correlation >= 0.9": False} and right.held
 
 

@@ -73,6 +73,8 @@ def _print(rows: list[Row]) -> None:
     for s in found:
         for text, held in s.targets.items():
             console.print(f"{'held  ' if held else 'MISSED'} {s.set} {s.device} {s.metric}: {text}", soft_wrap=True)
+        for text in s.not_asked:
+            console.print(f"not asked {s.set} {s.device} {s.metric}: {text}", soft_wrap=True)
     fitted = {s.set: s.fitted for s in found if s.fitted}
     for name, what in fitted.items():
         console.print(f"fitted {name}: {what}", soft_wrap=True)
