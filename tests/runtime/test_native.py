@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -82,6 +83,16 @@ def test_a_layer_that_is_shared_is_packed_once():
     shared = [a is b for a, b in zip(ops(first), ops(second), strict=True)]
     packed = [step.op in {"conv2d", "linear", "add"} for step in first.instructions if step.op != "quantize"]
     assert sum(s for s, p in zip(shared, packed, strict=True) if p) == sum(packed) - 1
+
+
+def test_one_program_serves_several_callers_at_once():
+    ready = small("shortcut")
+    program = ready.lower(random_policy(ready, 8))
+    xs = [inputs("shortcut", 3000, seed) for seed in range(8)]  # long enough to meet
+    expected = [run_codes(program, x, "reference") for x in xs]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda x: run_codes(program, x, "native"), xs * 3))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected * 3, strict=True))
 
 
 def test_a_program_is_let_go():

@@ -197,6 +197,7 @@ struct Executor::Pass {
 void Executor::run(const std::vector<const void*>& sources, const std::vector<void*>& targets, int64_t batch, int chunk,
                    int threads) {
   if (batch < 1) return;
+  const std::lock_guard lock(running_);
   chunk = static_cast<int>(std::min<int64_t>(chunk, batch));
   const int64_t chunks = (batch + chunk - 1) / chunk;
   const bool split = chunks < threads;  // too few to go round: the threads share every step

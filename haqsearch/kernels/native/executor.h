@@ -4,6 +4,7 @@
 // own through all steps; where there are fewer chunks than threads, the threads split every step and meet behind it.
 #pragma once
 
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -62,12 +63,14 @@ class Executor {
   std::vector<Export> exports;
   int64_t arena_bytes = 0;  // for one image: the plan's peak
 
-  // `sources` and `targets` hold `batch` images each, C order. chunk: images per pass; threads >= 1.
+  // `sources` and `targets` hold `batch` images each, C order. chunk: images per pass; threads >= 1. The arenas are one
+  // call's at a time: a second call waits.
   void run(const std::vector<const void*>& sources, const std::vector<void*>& targets, int64_t batch, int chunk,
            int threads);
 
  private:
   struct Pass;
+  std::mutex running_;
   std::vector<std::vector<uint8_t>> arenas_;
 };
 
