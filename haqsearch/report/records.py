@@ -39,7 +39,10 @@ class Bits:
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer of the chosen policy with its costs (base units); ``costs`` lacks what the device does not know."""
+    """One layer of the chosen policy with its costs (base units); ``costs`` lacks what the device does not know.
+
+    ``buys_nothing``: the operands (weight, activation) whose next narrower width would save less than 1 % on the device.
+    """
 
     name: str
     op: str
@@ -52,6 +55,7 @@ class Layer:
     weight: Bits
     activation: Bits
     costs: Mapping[str, float] = field(default_factory=dict)
+    buys_nothing: tuple[str, ...] = ()
 
     @property
     def weight_count(self) -> float | None:
@@ -211,7 +215,12 @@ def _layer(name: str, entry: Any, row: Mapping[str, Any]) -> Layer:
         weight=Bits.parse(entry.get("weight")),
         activation=Bits.parse(entry.get("activation")),
         costs={key: value for key, value in known.items() if value is not None},
+        buys_nothing=_texts(row.get("buys_nothing")),
     )
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    return tuple(str(text) for text in value) if isinstance(value, list) else ()
 
 
 def _shape(value: Any) -> tuple[int, ...]:

@@ -156,7 +156,7 @@ def layers(run: Run) -> str:
         cell("MACs", "of one sample", "num", "th"),
     ]
     head += [cell(f"{title(m)} ({scales[m][1]})", describe(m), "num", "th") for m in metrics]
-    head.append(cell("Bound by", tag="th"))
+    head.append(cell("Bound by", "what limits the layer; ⊘: fewer bits of these would save less than 1 %", tag="th"))
     rows = [_layer_row(layer, scales, sums, largest) for layer in run.layers]
     weights = sum(layer.weight_count or 0.0 for layer in run.layers)
     macs = sum(layer.macs or 0.0 for layer in run.layers)
@@ -192,6 +192,9 @@ def _layer_row(
         hint = f"{exact(metric, value)}, {percent(share, 1)} of the column"
         style = f"--share:{100 * (value or 0.0) / largest[metric]:.1f}%" if share > 0 else ""
         row += cell(decimal(None if value is None else value / scales[metric][0]), hint, "num share", style=style)
+    if layer.buys_nothing:
+        spared = f"fewer {' or '.join(layer.buys_nothing)} bits buy nothing here: less than 1 %"
+        return row + cell(f"{layer.bound or MISSING} ⊘ {'/'.join(layer.buys_nothing)}", spared, kind="bound")
     return row + cell(layer.bound or MISSING, kind="bound")
 
 

@@ -14,6 +14,8 @@ import pytest
 from haqsearch.errors import HaqError
 from haqsearch.report import ReportError, write_report
 from haqsearch.report.page import inline_json
+from haqsearch.report.records import Bits, Layer
+from haqsearch.report.tables import _layer_row
 
 from .folders import write_run
 
@@ -222,3 +224,15 @@ def test_importing_the_room_is_light() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_layer_says_where_fewer_bits_buy_nothing() -> None:
+    def row(*operands: str) -> str:
+        bits = (Bits.parse("int4"), Bits.parse("uint4"))
+        return _layer_row(
+            Layer("conv", "conv2d", (1,), (1,), (1,), 1.0, False, "compute", *bits, {}, operands), {}, {}, {}
+        )
+
+    assert "⊘" not in row()
+    assert "compute ⊘ weight" in row("weight") and "fewer weight bits buy nothing here" in row("weight")
+    assert "<b>" not in row("<b>")
