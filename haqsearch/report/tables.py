@@ -194,7 +194,8 @@ def _layer_row(
         row += cell(decimal(None if value is None else value / scales[metric][0]), hint, "num share", style=style)
     if layer.buys_nothing:
         spared = f"fewer {' or '.join(layer.buys_nothing)} bits buy nothing here: less than 1 %"
-        return row + cell(f"{layer.bound or MISSING} ⊘ {'/'.join(layer.buys_nothing)}", spared, kind="bound")
+        short = "/".join(operand[:1] for operand in layer.buys_nothing)  # w, a: the table is wide as it is
+        return row + cell(f"{layer.bound or MISSING} ⊘ {short}", spared, kind="bound")
     return row + cell(layer.bound or MISSING, kind="bound")
 
 

@@ -234,5 +234,5 @@ def test_a_layer_says_where_fewer_bits_buy_nothing() -> None:
         )
 
     assert "⊘" not in row()
-    assert "compute ⊘ weight" in row("weight") and "fewer weight bits buy nothing here" in row("weight")
+    assert "compute ⊘ w<" in row("weight") and "fewer weight bits buy nothing here" in row("weight")
     assert "<b>" not in row("<b>")
