@@ -22,13 +22,9 @@ KEYS = {"case", "policy", "baseline", "threads", "ratio", "q1", "q3"}
 
 
 def bench(*arguments: object):
-    import typer
+    from haqsearch.cli.bench import group
 
-    from haqsearch.cli.bench import command
-
-    app = typer.Typer()
-    app.command("bench")(command)
-    return CliRunner().invoke(app, [str(a) for a in arguments])
+    return CliRunner().invoke(group(), [str(a) for a in arguments])
 
 
 def test_kernels_gives_rows_a_csv_and_a_summary(tmp_path):

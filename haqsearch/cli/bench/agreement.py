@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from haqsearch.cli.bench import Request
+    from haqsearch.cli.bench.machine import Request
     from haqsearch.runtime import IntegerProgram
 
 _POLICIES = ("w8a8", "w4a4", "w3a5", "mixed")

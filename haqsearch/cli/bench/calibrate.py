@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from haqsearch.calibrate import Collector
-    from haqsearch.cli.bench import Request
+    from haqsearch.cli.bench.machine import Request
     from haqsearch.graph import Graph
 
 _BATCH = 64

@@ -16,7 +16,7 @@ from haqsearch.cli.bench.timing import Row, compare, report, timer
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from haqsearch.cli.bench import Request
+    from haqsearch.cli.bench.machine import Request
     from haqsearch.evaluate import Prepared
     from haqsearch.graph import Graph
     from haqsearch.runtime import IntegerProgram, TensorInfo

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from haqsearch.cli.bench import Request
+    from haqsearch.cli.bench.machine import Request
 
 _STEPS = 32  # calls of a layer in one measurement
 
