@@ -104,3 +104,18 @@ def test_hypervolume_of_nothing_is_zero():
     assert hypervolume([], (1.0, 1.0)) == 0.0
     assert hypervolume([(2.0, 0.0)], (1.0, 1.0)) == 0.0
     assert hypervolume([(1.0, 0.0)], (1.0, 1.0)) == 0.0
+
+
+@pytest.mark.parametrize("dimension", [2, 3, 4])
+def test_a_front_of_hundreds_of_points_is_measured_at_once(dimension):
+    """On a sphere, where every point is on the front; the volume under it is known up to the points' spacing."""
+    from random import Random
+
+    draw = Random(dimension)
+    rays = [[abs(draw.gauss(0, 1)) for _ in range(dimension)] for _ in range(300)]
+    points = [tuple(1 - x / sum(y * y for y in ray) ** 0.5 for x in ray) for ray in rays]
+    assert front(points) == list(range(300))
+    ball = {2: 3.14159, 3: 4.18879, 4: 4.93480}[dimension] / 2**dimension  # of the ball of radius 1, in one orthant
+    assert 0.7 * ball < hypervolume(points, (1.0,) * dimension) < ball
+    one_by_one = [hypervolume(points[: n + 1], (1.0,) * dimension) for n in range(40)]
+    assert one_by_one == sorted(one_by_one)
