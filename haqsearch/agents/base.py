@@ -28,7 +28,8 @@ class Agent(BaseSampler):
     """Proposes policies. Write one by subclassing and implementing ``propose``; nothing else is needed.
 
     The life of a trial: ``study.ask`` creates it and calls ``sample_relative`` once. The first trials are given to the
-    uniform policies that fit, so that no search ends below them; every later one asks ``propose``. The proposal is
+    uniform policies that fit, so that no search ends below them, and to the problem's warm starts; every later one asks
+    ``propose``. The proposal is
     repaired into the budget, given the bits that cost nothing, and perturbed if that policy is known already. The
     trial's parameters are thus the policy that is evaluated, and its user attributes ``proposal`` and ``source`` say
     what was wished for, and by whom.
@@ -73,13 +74,14 @@ class Agent(BaseSampler):
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         problem = self.problem
-        baselines = problem.uniform_fits
-        uniform = trial.number < len(baselines)
-        proposal = baselines[trial.number] if uniform else self.propose(study, trial)
-        # A baseline stays uniform; what an agent proposes also takes the bits that cost nothing.
-        policy = self._new(proposal, self._taken(study, trial), trial, free_bits=not uniform)
+        openings = problem.openings
+        opening = openings[trial.number] if trial.number < len(openings) else None
+        proposal = opening.wish if opening else self.propose(study, trial)
+        # An opening stays as it is; what an agent proposes also takes the bits that cost nothing.
+        wish = opening.policy if opening else proposal
+        policy = self._new(wish, self._taken(study, trial), trial, free_bits=opening is None)
         attributes = {
-            "source": "uniform" if uniform else self.name,
+            "source": opening.source if opening else self.name,
             "proposal": {layer: str(choice) for layer, choice in proposal.items()},
         }
         for key, value in attributes.items():  # first, so that a trial with all its parameters has these too

@@ -20,6 +20,15 @@ ENUMERABLE = 4096  # policies; smaller spaces are listed whole instead of being 
 Key = tuple[int, ...]  # a policy as one candidate index per variable of the space
 
 
+@dataclass(frozen=True)
+class Opening:
+    """A policy that a search begins with: where it is from, what was wished for, and what the budget made of it."""
+
+    source: str
+    wish: Policy
+    policy: Policy
+
+
 @dataclass(frozen=True, eq=False)
 class Problem:
     """Everything an agent knows. Optuna sees it as one integer per free variable, few bits to many.
@@ -28,12 +37,14 @@ class Problem:
     costing    prices a whole policy (``hwmodels.Meter``); it need be neither additive nor monotone
     limits     all have to be met; none is allowed
     objective  its ``score`` is what a search makes large
+    warm_starts  policies from elsewhere that every search looks at first; they need not be in the space nor the budget
     """
 
     space: SearchSpace
     costing: Costing
     limits: tuple[Limit, ...]
     objective: Objective
+    warm_starts: tuple[Policy, ...] = ()
 
     @cached_property
     def free(self) -> tuple[Variable, ...]:
@@ -78,6 +89,22 @@ class Problem:
             for key, policy in fitting.items()
             if not any(other != key and all(o >= k for o, k in zip(other, key, strict=True)) for other in fitting)
         )
+
+    @cached_property
+    def openings(self) -> tuple[Opening, ...]:
+        """What every search begins with, each policy once: the uniform baselines, then the warm starts.
+
+        A warm start is moved to the nearest candidates of the space (of the least difference in bits) and, if it exceeds
+        a limit, repaired into the budget. Raises BudgetError if one has to be repaired and nothing is inside the budget.
+        """
+        from haqsearch.agents.repair import repair
+
+        found = {policy: Opening("uniform", policy, policy) for policy in self.uniform_fits}
+        for given in self.warm_starts:
+            wish = self.space.nearest(given)
+            policy = wish if self.feasible(wish) else repair(self, wish, self.known_feasible)
+            found.setdefault(policy, Opening("warm_start", wish, policy))
+        return tuple(found.values())
 
     @cached_property
     def known_feasible(self) -> Policy:

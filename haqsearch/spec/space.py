@@ -69,6 +69,20 @@ class SearchSpace:
             found.append(variable.candidates.index(value))
         return tuple(found)
 
+    def nearest(self, policy: Policy) -> Policy:
+        """The policy of this space whose every format has the least difference in bits; of two as near, the wider.
+
+        ``policy`` may have formats that are no candidates, but has every layer. Raises PolicyError otherwise.
+        """
+        policy = policy.check(self.model)
+        indices = []
+        for variable in self.variables:
+            choice = policy[variable.layers[0]]
+            wish = choice.weight if variable.role == "weight" else choice.activation
+            distance = [(abs(f.bits - wish.bits), f != wish, -f.bits) for f in variable.candidates]
+            indices.append(distance.index(min(distance)))
+        return self.policy(indices)
+
     def contains(self, policy: Policy) -> bool:
         try:
             return self.policy(self.indices(policy)) == policy
