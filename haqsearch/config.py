@@ -10,10 +10,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from haqsearch.errors import HaqError, RecipeError
-from haqsearch.spec import Budget, Choice
+from haqsearch.spec import METRICS, Budget, Choice
 from haqsearch.spec.ptq import ptq_steps
 
 # Keys that may change in a run folder: they decide neither which policies are proposed nor what they score.
@@ -75,13 +75,15 @@ class TrainSettings(_Section):
 
 
 class Recipe(_Section):
-    """What to search. The first five keys have no default but ``weights``: without it the run trains the network itself."""
+    """What to search. ``model``, ``data``, ``hardware`` and ``budget`` have no default; without ``weights`` the run trains the
+    network itself. ``tradeoff``: metrics to be made small together with the objective; then the budget may be empty."""
 
     model: str
     weights: str = ""
     data: str
     hardware: str
-    budget: tuple[str, ...] = Field(min_length=1)
+    tradeoff: tuple[str, ...] = ()  # before the budget, whose check asks for it
+    budget: tuple[str, ...]
     agent: str = "ddpg"
     objective: Literal["accuracy", "loss", "kl"] = "kl"
     weight_bits: tuple[int, ...] = Field((2, 3, 4, 5, 6, 7, 8), min_length=1)
@@ -96,14 +98,26 @@ class Recipe(_Section):
     qat: QatSettings = QatSettings()
     train: TrainSettings = TrainSettings()
 
-    @field_validator("budget", mode="before")
+    @field_validator("budget", "tradeoff", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
 
+    @field_validator("tradeoff")
+    @classmethod
+    def _metrics(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if name not in METRICS:
+                near = get_close_matches(name, METRICS, n=1, cutoff=0.3)
+                hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(METRICS)}"
+                raise ValueError(f"unknown metric {name!r}; {hint}")
+        return tuple(dict.fromkeys(value))
+
     @field_validator("budget")
     @classmethod
-    def _budgets(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _budgets(cls, value: tuple[str, ...], known: ValidationInfo) -> tuple[str, ...]:
+        if not value and not known.data.get("tradeoff", True):  # absent where the trade-off itself is wrong
+            raise ValueError('a search has at least 1 limit, or a trade-off: tradeoff = ["latency_s"]')
         for text in value:
             Budget.parse(text)
         return value
@@ -142,6 +156,8 @@ class Recipe(_Section):
             del content["ptq"]["steps"]  # as before there were any: runs go on
         if not self.prune_dominated:
             del content["prune_dominated"]  # likewise
+        if not self.tradeoff:
+            del content["tradeoff"]  # likewise
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
