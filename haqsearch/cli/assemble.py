@@ -168,6 +168,29 @@ class Assembly:
     def weights_digest(self) -> str:
         return self.prepared.graph.digest
 
+    def round_weights(self, say: Callable[[str], None]) -> None:
+        """Integer weights of every layer in every format of the search space: made once, before searches ask for them."""
+        from haqsearch.evaluate import WeightBank
+
+        bank = self.prepared.weight
+        if isinstance(bank, WeightBank):
+            variables = [v for v in self.space.variables if v.role == "weight"]
+            bank.prepare(((v.layers[0], format) for v in variables for format in v.candidates), say)
+
+    @property
+    def preparation_digest(self) -> str:
+        """Digest of the keys that decide data, network and calibration: recipes alike in them share these."""
+        content = self.recipe.model_dump(mode="json", include={"model", "weights", "data", "seed", "split", "train", "ptq"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+    def with_recipe(self, recipe: Recipe) -> Assembly:
+        """An assembly of ``recipe``, which prepares the same network in the same way: it is not prepared again."""
+        other = Assembly(recipe, self.base, self.roots, self.out)
+        if other.preparation_digest != self.preparation_digest:
+            raise RecipeError("recipes of other data, networks or preparations have nothing to share")
+        vars(other).update(data=self.data, splits=self.splits, network=self.network, prepared=self.prepared)
+        return other
+
     # -- device, budget, search space -----------------------------------------------------------------------------
 
     @cached_property
