@@ -25,6 +25,7 @@ AGENTS: dict[str, str] = {
     "uniform": "haqsearch.agents.uniform:Uniform",
     "tpe": "haqsearch.agents.tpe:TPE",
     "ddpg": "haqsearch.agents.ddpg:DDPG",
+    "evolution": "haqsearch.agents.evolution:Evolution",
 }
 
 _PUBLIC = {
