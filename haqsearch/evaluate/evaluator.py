@@ -39,18 +39,17 @@ class Evaluator:
         reference = self.reference(split)
         return score_logits(reference, getattr(self.splits, split)[1], reference)
 
-    def score(self, program: IntegerProgram, split: str) -> Scores:
-        """Scores of a program on ``split``."""
-        inputs, labels = getattr(self.splits, split)
-        return score_logits(in_batches(lambda x: run_program(program, x), inputs), labels, self.reference(split))
+    def score(self, program: IntegerProgram, split: str, part: tuple[int, int | None] = (0, None)) -> Scores:
+        """Scores of a program on ``split``, or on samples ``part[0]`` to ``part[1] - 1`` of it (None: to the end)."""
+        inputs, labels, reference = (x[slice(*part)] for x in (*getattr(self.splits, split), self.reference(split)))
+        return score_logits(in_batches(lambda x: run_program(program, x), inputs), labels, reference)
 
-    def evaluate(self, policy: Policy, split: str = "search") -> Evaluation:
+    def evaluate(self, policy: Policy, split: str = "search", part: tuple[int, int | None] = (0, None)) -> Evaluation:
         """Score ``policy`` by post-training quantization. What goes wrong is returned in ``error``, not raised."""
         start = time.perf_counter()
         try:
-            return self.evaluation(
-                policy, self.score(self.prepared.lower(policy), split), "ptq", time.perf_counter() - start
-            )
+            scores = self.score(self.prepared.lower(policy), split, part)
+            return self.evaluation(policy, scores, "ptq", time.perf_counter() - start)
         except (HaqError, RuntimeError) as error:
             return Evaluation.failed(f"{type(error).__name__}: {error}", time.perf_counter() - start)
 

@@ -8,7 +8,11 @@ from typing import Any, Protocol
 
 from haqsearch.spec import Evaluation, Policy
 
-Evaluate = Callable[[Policy], Evaluation]
+Part = tuple[int, int | None]
+"""Samples of the search split, first to last but one; None: to the end."""
+
+Evaluate = Callable[..., Evaluation]
+"""``evaluate(policy)`` scores all samples; under a ladder ``evaluate(policy, part=part)`` scores those of a part."""
 
 
 class Pool(Protocol):
@@ -17,8 +21,11 @@ class Pool(Protocol):
     @property
     def capacity(self) -> int: ...
 
-    def submit(self, policy: Policy) -> Any:
-        """Start an evaluation; the handle is for ``result``. At most ``capacity`` handles may be open."""
+    def submit(self, policy: Policy, part: Part | None = None) -> Any:
+        """Start an evaluation, of all samples or a part; the handle is for ``result``.
+
+        At most ``capacity`` handles may be open.
+        """
         ...
 
     def result(self, handle: Any) -> Evaluation:
@@ -28,11 +35,11 @@ class Pool(Protocol):
     def close(self) -> None: ...
 
 
-def evaluate_safely(evaluate: Evaluate, policy: Policy) -> Evaluation:
+def evaluate_safely(evaluate: Evaluate, policy: Policy, part: Part | None = None) -> Evaluation:
     """What ``evaluate`` returns, or a failed Evaluation saying what it raised."""
     start = perf_counter()
     try:
-        return evaluate(policy)
+        return evaluate(policy) if part is None else evaluate(policy, part=part)
     except Exception as error:
         return Evaluation.failed(f"{type(error).__name__}: {error}", perf_counter() - start)
 
@@ -45,11 +52,11 @@ class SerialPool:
     def __init__(self, evaluate: Evaluate) -> None:
         self._evaluate = evaluate
 
-    def submit(self, policy: Policy) -> Policy:
-        return policy
+    def submit(self, policy: Policy, part: Part | None = None) -> tuple[Policy, Part | None]:
+        return policy, part
 
-    def result(self, handle: Policy) -> Evaluation:
-        return evaluate_safely(self._evaluate, handle)
+    def result(self, handle: tuple[Policy, Part | None]) -> Evaluation:
+        return evaluate_safely(self._evaluate, *handle)
 
     def close(self) -> None:
         pass

@@ -13,7 +13,7 @@ import ray
 from ray.exceptions import RayActorError
 
 from haqsearch.errors import SearchError
-from haqsearch.search.pool import Evaluate, evaluate_safely
+from haqsearch.search.pool import Evaluate, Part, evaluate_safely
 from haqsearch.search.records import policy_text, read_policy
 from haqsearch.spec import Evaluation, Policy
 
@@ -29,6 +29,7 @@ class _Worker:
 class _Job:
     worker: _Worker
     policy: Policy
+    part: Part | None
     answer: Any
 
 
@@ -75,19 +76,19 @@ class RayPool:
             self.close()
             raise SearchError(f"a Ray worker could not build its evaluator with {factory}: {_cause(error)}") from error
 
-    def submit(self, policy: Policy) -> _Job:
-        """Start an evaluation. Raises SearchError if all workers have one."""
+    def submit(self, policy: Policy, part: Part | None = None) -> _Job:
+        """Start an evaluation, of all samples or a part. Raises SearchError if all workers have one."""
         if not self._idle:
             raise SearchError(f"all {self.capacity} Ray workers are busy: take a result first")
-        return self._send(self._idle.pop(), policy)
+        return self._send(self._idle.pop(), policy, part)
 
     def result(self, handle: _Job) -> Evaluation:
         """Wait for the evaluation; the worker is idle again."""
-        worker, policy = handle.worker, handle.policy
+        worker = handle.worker
         try:
             answer = self._receive(handle)
             if answer is None:
-                answer = self._receive(self._send(worker, policy))
+                answer = self._receive(self._send(worker, handle.policy, handle.part))
         finally:
             self._idle.append(worker)
         if answer is None:
@@ -108,8 +109,8 @@ class RayPool:
     def _new_actor(self) -> Any:
         return self._remote.remote(self._factory, self._config, self._threads, list(sys.path))
 
-    def _send(self, worker: _Worker, policy: Policy) -> _Job:
-        return _Job(worker, policy, worker.actor.evaluate.remote(policy_text(policy)))
+    def _send(self, worker: _Worker, policy: Policy, part: Part | None) -> _Job:
+        return _Job(worker, policy, part, worker.actor.evaluate.remote(policy_text(policy), part))
 
     def _receive(self, job: _Job) -> Evaluation | None:
         """The answer, or None if the actor died of the question: then there is a new actor."""
@@ -132,8 +133,8 @@ class _Actor:
     def ready(self) -> bool:
         return True
 
-    def evaluate(self, policy: dict[str, str]) -> dict[str, Any]:
-        return evaluate_safely(self._evaluate, read_policy(policy)).to_json()
+    def evaluate(self, policy: dict[str, str], part: Part | None) -> dict[str, Any]:
+        return evaluate_safely(self._evaluate, read_policy(policy), part).to_json()
 
 
 def _start_ray(cores: int) -> None:

@@ -21,6 +21,9 @@ SCHEMA_VERSION = 1
 class Record:
     """One finished trial. ``score`` is None and ``evaluation.error`` set where the evaluation failed.
 
+    A pruned trial has no score either, for it was never scored on the whole search split; its ``evaluation`` is of the
+    samples that it was scored on, and its fidelity says how many (``ptq:250``).
+
     ``proposal`` is what the agent wished for, ``policy`` what the budget made of it and what was evaluated.
     ``source`` is the agent's name, or ``uniform`` for the baselines that every search begins with.
     """
@@ -33,8 +36,13 @@ class Record:
     score: float | None
 
     @property
+    def pruned(self) -> bool:
+        """Given up on a rung of the ladder."""
+        return self.score is None and self.evaluation.ok
+
+    @property
     def feasible(self) -> bool:
-        """Evaluated, and inside every limit."""
+        """Scored, and inside every limit."""
         return self.score is not None and self.evaluation.violation == 0.0
 
 
@@ -57,13 +65,13 @@ def record_of(trial: FrozenTrial) -> Record:
         policy=read_policy(attributes["policy"]),
         proposal=read_policy(attributes["proposal"]),
         evaluation=Evaluation.from_json(attributes["evaluation"]),
-        score=trial.value if trial.state == TrialState.COMPLETE else None,
+        score=trial.values[0] if trial.state == TrialState.COMPLETE else None,
     )
 
 
 def read_records(study: Study) -> list[Record]:
-    """Every finished trial that was evaluated, by number; failed ones included, unfinished ones not."""
-    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
+    """Every finished trial that was evaluated, by number; failed and pruned ones included, unfinished ones not."""
+    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL))
     return [record_of(trial) for trial in trials if "evaluation" in trial.user_attrs]
 
 
