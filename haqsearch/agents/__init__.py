@@ -10,6 +10,7 @@ Importing this package loads neither optuna nor torch.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
 from difflib import get_close_matches
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ AGENTS: dict[str, str] = {
     "tpe": "haqsearch.agents.tpe:TPE",
     "ddpg": "haqsearch.agents.ddpg:DDPG",
     "evolution": "haqsearch.agents.evolution:Evolution",
+    "nsga3": "haqsearch.agents.nsga3:NSGA3",
 }
 
 _PUBLIC = {
@@ -42,7 +44,8 @@ def build_agent(name: str, problem: Problem, seed: int, max_evaluations: int | N
 
     ``max_evaluations`` reaches agents that take it: those with a schedule.
 
-    Raises RecipeError for a name that is unknown or cannot be imported, a class that is no Agent, or an unknown option.
+    Raises RecipeError for a name that is unknown or cannot be imported, a class that is no Agent, an unknown option, or an
+    agent of one objective where the problem is a trade-off.
     """
     from haqsearch.agents.base import Agent
 
@@ -64,9 +67,21 @@ def build_agent(name: str, problem: Problem, seed: int, max_evaluations: int | N
             near = get_close_matches(option, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known) or 'none'}"
             raise RecipeError(f"agent {name!r} has no option {option!r}; {hint}")
+    if problem.tradeoff and not kind.several_objectives:
+        raise RecipeError(
+            f"agent {name!r} improves the objective alone, and cannot trade it off against {', '.join(problem.tradeoff)}; "
+            f"these can: {', '.join(_of_several_objectives())}"
+        )
     if "max_evaluations" in parameters:
         options["max_evaluations"] = max_evaluations
     return kind(problem, seed, **options)
+
+
+def _of_several_objectives() -> Iterator[str]:
+    for name, place in AGENTS.items():
+        module, _, attribute = place.partition(":")
+        if getattr(import_module(module), attribute).several_objectives:
+            yield name
 
 
 def __getattr__(name: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable
+from time import process_time
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,12 @@ class Agent(BaseSampler):
     problem          what is searched
     seed             >= 0; the same seed, study and worker count give the same search
     max_evaluations  how long the search will be, for agents with a schedule; None: unknown
+
+    An agent that can trade the objective off against metrics (``problem.tradeoff``) says so: ``several_objectives``. Its
+    trials then have a list of ``values``, the score first (``problem.values``), and no ``value``.
     """
+
+    several_objectives = False
 
     def __init__(self, problem: Problem, seed: int = 0, max_evaluations: int | None = None) -> None:
         self.problem = problem
@@ -62,7 +68,7 @@ class Agent(BaseSampler):
 
     @staticmethod
     def completed(study: Study) -> list[FrozenTrial]:
-        """Trials with a score, by number. The score (``trial.value``) is always to be made large."""
+        """Trials with a score, by number. The score (``trial.value``; ``trial.values[0]`` always) is to be made large."""
         return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
 
     # Optuna's side.
@@ -73,7 +79,7 @@ class Agent(BaseSampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        problem = self.problem
+        start, problem = process_time(), self.problem
         openings = problem.openings
         opening = openings[trial.number] if trial.number < len(openings) else None
         proposal = opening.wish if opening else self.propose(study, trial)
@@ -83,6 +89,7 @@ class Agent(BaseSampler):
         attributes = {
             "source": opening.source if opening else self.name,
             "proposal": {layer: str(choice) for layer, choice in proposal.items()},
+            "thinking_s": round(process_time() - start, 4),  # of the processor
         }
         for key, value in attributes.items():  # first, so that a trial with all its parameters has these too
             study._storage.set_trial_user_attr(trial._trial_id, key, value)

@@ -1,22 +1,34 @@
-"""What a search is asked to solve: a space, what its policies cost, the limits, and the quantity to improve."""
+"""What a search is asked to solve: a space, what its policies cost, the limits, and the quantities to improve."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from haqsearch.errors import BudgetError
-from haqsearch.spec import Costing, LayerSpec, Limit, Objective, Policy, SearchSpace, Variable, violation
+from haqsearch.spec import (
+    Costing,
+    Evaluation,
+    LayerSpec,
+    Limit,
+    Objective,
+    Policy,
+    SearchSpace,
+    Variable,
+    front,
+    violation,
+)
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
 ENUMERABLE = 4096  # policies; smaller spaces are listed whole instead of being sampled
 
+Direction = Literal["minimize", "maximize"]
 Key = tuple[int, ...]  # a policy as one candidate index per variable of the space
 
 
@@ -38,6 +50,7 @@ class Problem:
     limits     all have to be met; none is allowed
     objective  its ``score`` is what a search makes large
     warm_starts  policies from elsewhere that every search looks at first; they need not be in the space nor the budget
+    tradeoff   metrics to be made small together with the objective: then there is a front of policies, no single best
     """
 
     space: SearchSpace
@@ -45,6 +58,22 @@ class Problem:
     limits: tuple[Limit, ...]
     objective: Objective
     warm_starts: tuple[Policy, ...] = ()
+    tradeoff: tuple[str, ...] = ()
+
+    @property
+    def directions(self) -> tuple[Direction, ...]:
+        """Of the numbers that a trial is told, as an Optuna study takes them: the score's, then the trade-off's."""
+        small: Direction = "minimize"
+        return ("maximize", *[small] * len(self.tradeoff))
+
+    def values(self, evaluation: Evaluation) -> list[float]:
+        """What a study is told of an evaluation, in that order. Raises KeyError if a metric of the trade-off is missing."""
+        return [self.objective.score(evaluation), *(evaluation.metrics[metric] for metric in self.tradeoff)]
+
+    @property
+    def counted(self) -> tuple[str, ...]:
+        """The metrics that count: of the trade-off and of the limits, each once. The others may be as large as they like."""
+        return tuple(dict.fromkeys((*self.tradeoff, *(limit.metric for limit in self.limits))))
 
     @cached_property
     def free(self) -> tuple[Variable, ...]:
@@ -82,13 +111,26 @@ class Problem:
 
     @cached_property
     def uniform_fits(self) -> tuple[Policy, ...]:
-        """Baselines: one width pair on all free layers, inside the limits, none narrower than another in both."""
+        """Baselines: one width pair on all free layers, inside the limits, none narrower than another in both.
+
+        In a trade-off narrow ones have their place: all that no other beats in the costs and in the noise to be expected
+        of its widths, 4^-bits.
+        """
         fitting = {self.space.indices(p): p for p in self.space.uniform() if self.feasible(p)}
+        if self.tradeoff:
+            policies = list(fitting.values())
+            return tuple(policies[i] for i in front([self._prospect(policy) for policy in policies]))
         return tuple(
             policy
             for key, policy in fitting.items()
             if not any(other != key and all(o >= k for o, k in zip(other, key, strict=True)) for other in fitting)
         )
+
+    def _prospect(self, policy: Policy) -> tuple[float, ...]:
+        """What can be known of a policy before it is evaluated, all to be small: noise of its widths, and its costs."""
+        params, costs = self.params_of(policy), self.costing.costs(policy)
+        noise = sum(4.0 ** -variable.candidates[params[variable.name]].bits for variable in self.free)
+        return noise, *(costs[metric] for metric in self.tradeoff)
 
     @cached_property
     def openings(self) -> tuple[Opening, ...]:

@@ -12,6 +12,8 @@ from haqsearch.spec import Policy
 class Random(Agent):
     """Every candidate of every variable with equal chance, then repaired into the budget."""
 
+    several_objectives = True
+
     def propose(self, study: Study, trial: FrozenTrial) -> Policy:
         rng = self.rng(trial)
         return self.problem.policy_of({v.name: rng.integers(len(v.candidates)) for v in self.problem.free})

@@ -60,7 +60,7 @@ def sweep(problem: Problem, policy: Policy) -> Policy:
 
 
 def take_free_bits(problem: Problem, policy: Policy) -> Policy:
-    """``policy`` with every width raised as far as that adds nothing to any limited cost.
+    """``policy`` with every width raised as far as that adds nothing to any cost that counts (``problem.counted``).
 
     Where activations bound a layer's latency, say, its weights may be wider for nothing. Goes once through the variables in
     network order, weight before activation, and takes the widest free candidate of each: the budget is kept if it was
@@ -73,7 +73,7 @@ def take_free_bits(problem: Problem, policy: Policy) -> Policy:
         for wider in range(len(variable.candidates) - 1, indices[position], -1):
             before, indices[position] = indices[position], wider
             raised = problem.costing.costs(space.policy(indices))
-            if all(raised[limit.metric] <= costs[limit.metric] for limit in problem.limits):
+            if all(raised[metric] <= costs[metric] for metric in problem.counted):
                 costs = raised
                 break
             indices[position] = before

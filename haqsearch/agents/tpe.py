@@ -16,7 +16,12 @@ class TPE(Agent):
 
     startup     >= 1, random policies before the estimator is trusted
     candidates  >= 1, samples of the good density per proposal, the best of which by expected improvement is taken
+
+    In a trade-off the good trials are those of the first fronts, weighted by the hypervolume that they add (Ozaki et al.,
+    JAIR 2022).
     """
+
+    several_objectives = True
 
     def __init__(
         self,

@@ -10,7 +10,9 @@ from haqsearch.spec import Policy
 
 
 class Uniform(Agent):
-    """Only what the base class gives every agent first: the maximal uniform policies that fit. Then it is done."""
+    """Only what the base class gives every agent first: the uniform policies worth trying. Then it is done."""
+
+    several_objectives = True
 
     def propose(self, study: Study, trial: FrozenTrial) -> Policy:
         count = len(self.problem.uniform_fits)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
@@ -43,11 +44,17 @@ def exclusive(folder: Path) -> Iterator[None]:
         yield
 
 
-def open_study(where: Path | str, name: str, recipe_digest: str = "") -> optuna.Study:
+def open_study(
+    where: Path | str,
+    name: str,
+    recipe_digest: str = "",
+    directions: Sequence[Literal["minimize", "maximize"]] = ("maximize",),
+) -> optuna.Study:
     """The study ``name`` in a folder or at a database URL, made if missing, to be continued by this process.
 
     ``where`` is a run folder, held by ``exclusive`` (what a killed process left in its journal is mended here), or a
-    URL such as ``sqlite:///runs.db`` or ``postgresql://...``. Scores are maximised. A study made with another
+    URL such as ``sqlite:///runs.db`` or ``postgresql://...``. ``directions`` are those of the numbers a trial is told
+    (``Problem.directions``): the score is maximised, the metrics of a trade-off minimised. A study made with another
     ``recipe_digest`` raises SearchError, as does a journal damaged elsewhere than at its end.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -59,7 +66,7 @@ def open_study(where: Path | str, name: str, recipe_digest: str = "") -> optuna.
     if name in optuna.get_all_study_names(storage):  # asked first: create_study(load_if_exists=True) writes every time
         study = optuna.load_study(study_name=name, storage=storage)
     else:
-        study = optuna.create_study(study_name=name, storage=storage, direction="maximize")
+        study = optuna.create_study(study_name=name, storage=storage, directions=[*directions])
     known = study.user_attrs.get(_DIGEST)
     if known is None:
         study.set_user_attr(_DIGEST, recipe_digest)

@@ -33,5 +33,9 @@ class TestEvolution(_Registered):
     name = "evolution"
 
 
+class TestNSGA3(_Registered):
+    name = "nsga3"
+
+
 def test_no_agent_of_the_registry_is_forgotten_here():
     assert {case.name for case in _Registered.__subclasses__()} == set(AGENTS)

@@ -1,0 +1,61 @@
+"""NSGA-III, Optuna's own (Deb and Jain, IEEE Transactions on Evolutionary Computation 2014): a front, spread evenly."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from optuna.distributions import BaseDistribution
+from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import NSGAIIISampler
+from optuna.study import Study
+from optuna.trial import FrozenTrial
+
+from haqsearch.agents.base import Agent
+from haqsearch.agents.problem import Problem
+from haqsearch.spec import Policy
+
+
+class NSGA3(Agent):
+    """Generations of policies: the best fronts survive, of the last one those in the emptiest directions; they cross and mutate.
+
+    population  >= 2, trials of a generation; None: a fifth of ``max_evaluations``, 8 to 50. The search's openings belong
+                to the first generation, which is random otherwise.
+    swap        chance in [0, 1] that a child of two takes a variable from the second
+    """
+
+    several_objectives = True
+
+    def __init__(
+        self,
+        problem: Problem,
+        seed: int = 0,
+        max_evaluations: int | None = None,
+        population: int | None = None,
+        swap: float = 0.5,
+    ) -> None:
+        super().__init__(problem, seed, max_evaluations)
+        self.population = population or min(max((max_evaluations or 250) // 5, 8), 50)
+        self.swap = swap
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        # Marks the trial with its generation, the openings too: Optuna counts only trials that are marked.
+        self._sampler(0).get_trial_generation(study, trial)
+        return super().sample_relative(study, trial, search_space)
+
+    def propose(self, study: Study, trial: FrozenTrial) -> Policy:
+        rng = self.rng(trial)
+        # Survivors are drawn once a generation and then kept in the study, a child is drawn every time: by generators of
+        # their own, for a search that was killed in between finds the survivors there and draws the child alone.
+        selecting, breeding = (self._sampler(int(seed)) for seed in rng.integers(2**31, size=2))
+        selecting.get_parent_population(study, selecting.get_trial_generation(study, trial))
+        params = breeding.sample_relative(study, trial, self.problem.distributions)
+        random = {v.name: int(rng.integers(len(v.candidates))) for v in self.problem.free}
+        return self.problem.policy_of(random | params)  # what mutates is missing in params, as is all in the beginning
+
+    def _sampler(self, seed: int) -> NSGAIIISampler:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            return NSGAIIISampler(population_size=self.population, swapping_prob=self.swap, seed=seed)
