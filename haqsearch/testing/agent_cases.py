@@ -7,7 +7,8 @@
             return MyAgent(problem, seed)
 
 The problem searched is small and real: a network of shapes with a pinned first and last layer and a shared activation,
-priced in bytes and bit operations, whose loss adds up over the layers.
+priced in bytes and bit operations, whose loss adds up over the layers. An agent that can trade the objective off against
+metrics passes ``TradeoffCases`` as well.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil
+from typing import Any
 
 import numpy as np
 import optuna
@@ -37,12 +39,18 @@ class ShapeCosts:
     model: ModelSpec
     metrics: tuple[str, ...] = ("size_bytes", "bops")
 
+    @property
+    def additive(self) -> tuple[str, ...]:
+        return self.metrics
+
+    def layer_values(self, layer: str, choice: Choice) -> dict[str, float]:
+        shape = self.model[layer]
+        size = ceil(shape.weight_count * choice.weight.bits / 8)
+        return {"size_bytes": float(size), "bops": shape.macs * choice.weight.bits * choice.activation.bits}
+
     def costs(self, policy: Policy) -> dict[str, float]:
-        size = sum(ceil(layer.weight_count * policy[layer.name].weight.bits / 8) for layer in self.model)
-        bops = sum(
-            layer.macs * policy[layer.name].weight.bits * policy[layer.name].activation.bits for layer in self.model
-        )
-        return {"size_bytes": float(size), "bops": bops}
+        layers = [self.layer_values(layer.name, policy[layer.name]) for layer in self.model]
+        return {metric: sum(values[metric] for values in layers) for metric in self.metrics}
 
 
 @dataclass(frozen=True)
@@ -90,41 +98,51 @@ def toy_problem(
     bits: Sequence[int] = (2, 3, 4, 6, 8),
     share: float = 0.55,
     objective: str = "loss",
+    tradeoff: Sequence[str] = (),
 ) -> Problem:
-    """First and last layer pinned at 8/8, the others free in ``bits``; both costs at most ``share`` of all 8/8's."""
+    """First and last layer pinned at 8/8, the others free in ``bits``; both costs at most ``share`` of all 8/8's.
+
+    ``tradeoff``: of size_bytes and bops those to be made small together with the objective.
+    """
     model = toy_model(layers)
     eight = Choice.parse("w8a8")
     fixed = {"block.0": eight, "head": eight}
     costing = ShapeCosts(model)
     full = costing.costs(Policy.uniform(model, eight))
     limits = tuple(Limit(name, share * full[name], f"{name} <= {share} * int8") for name in costing.metrics)
-    return Problem(SearchSpace.build(model, bits, bits, fixed), costing, limits, OBJECTIVES[objective])
+    space = SearchSpace.build(model, bits, bits, fixed)
+    return Problem(space, costing, limits, OBJECTIVES[objective], tradeoff=tuple(tradeoff))
 
 
-def new_study() -> Study:
-    """An empty study in memory."""
+def new_study(problem: Problem | None = None) -> Study:
+    """An empty study in memory; of ``problem``'s directions, if that is a trade-off."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return optuna.create_study(direction="maximize")
+    return optuna.create_study(directions=problem.directions if problem else ("maximize",))
 
 
 class AgentCases:
     """The laws. Override ``build``; where your agent is slow, lower ``evaluations``."""
 
     evaluations = 30
+    tradeoff: tuple[str, ...] = ()
+
+    def problem(self, **options: Any) -> Problem:
+        """The problem searched: ``toy_problem`` with ``options``."""
+        return toy_problem(tradeoff=self.tradeoff, **options)
 
     def build(self, problem: Problem, seed: int) -> Agent:
         """Your agent, with no options but those a user would leave alone."""
         raise NotImplementedError("override build(self, problem, seed) to return your agent")
 
     def search(self, problem: Problem, seed: int, study: Study | None = None) -> tuple[Summary, list[Record]]:
-        study = study or new_study()
+        study = study or new_study(problem)
         evaluator = AdditiveLoss(problem.space.model)
         summary = run_search(problem, self.build(problem, seed), SerialPool(evaluator), study, self.evaluations)
         return summary, read_records(study)
 
     def test_policies_are_in_the_space_and_inside_every_limit(self) -> None:
         for objective in ("loss", "accuracy"):
-            problem = toy_problem(objective=objective)
+            problem = self.problem(objective=objective)
             _, records = self.search(problem, seed=1)
             assert records, "the agent proposed nothing; with a feasible space it has to propose something"
             for record in records:
@@ -140,24 +158,24 @@ class AgentCases:
                 record.policy.check(problem.space.model)
 
     def test_the_uniform_policies_that_fit_come_first(self) -> None:
-        problem = toy_problem()
+        problem = self.problem()
         _, records = self.search(problem, seed=1)
         first = [record.policy for record in records[: len(problem.uniform_fits)]]
         assert first == list(problem.uniform_fits), "a search could end below the uniform baseline"
         assert {r.source for r in records[: len(first)]} == {"uniform"}
 
     def test_the_same_seed_gives_the_same_search(self) -> None:
-        problem = toy_problem()
+        problem = self.problem()
         once, again = (self.search(problem, seed=3)[1] for _ in range(2))
         assert [r.policy for r in once] == [r.policy for r in again], (
             "two searches with one seed differ: draw from self.rng(trial) only, and iterate over no sets"
         )
 
     def test_a_restarted_agent_continues_as_if_it_had_not_stopped(self) -> None:
-        problem = toy_problem()
+        problem = self.problem()
         _, whole = self.search(problem, seed=4)
         for stop in (1, len(whole) // 2, len(whole) - 1):
-            study, evaluator = new_study(), AdditiveLoss(problem.space.model)
+            study, evaluator = new_study(problem), AdditiveLoss(problem.space.model)
             run_search(problem, self.build(problem, 4), SerialPool(evaluator), study, stop)
             _, records = self.search(problem, seed=4, study=study)  # a new agent on the old study
             assert [r.policy for r in records] == [r.policy for r in whole], (
@@ -166,15 +184,15 @@ class AgentCases:
             )
 
     def test_no_policy_is_proposed_twice(self) -> None:
-        _, records = self.search(toy_problem(), seed=5)
+        _, records = self.search(self.problem(), seed=5)
         digests = [record.policy.digest for record in records]
         assert len(digests) == len(set(digests)), (
             "a policy was evaluated twice; leave sample_relative to the base class"
         )
 
     def test_a_tiny_space_ends(self) -> None:
-        problem = toy_problem(layers=4, bits=(4, 8), share=0.9)
-        study, evaluator = new_study(), AdditiveLoss(problem.space.model)
+        problem = self.problem(layers=4, bits=(4, 8), share=0.9)
+        study, evaluator = new_study(problem), AdditiveLoss(problem.space.model)
         summary = run_search(problem, self.build(problem, 6), SerialPool(evaluator), study, 1000)
         assert summary.exhausted, "nothing new was left, yet the agent did not raise SpaceExhausted"
         assert summary.complete <= len(problem.feasible_keys)
@@ -182,13 +200,13 @@ class AgentCases:
         assert again.complete == summary.complete, "an exhausted search, run again, found something after all"
 
     def test_failed_evaluations_are_survived_and_not_repeated(self) -> None:
-        problem = toy_problem()
+        problem = self.problem()
         good = AdditiveLoss(problem.space.model)
 
         def brittle(policy: Policy) -> Evaluation:
             return Evaluation.failed("out of memory") if int(policy.digest, 16) % 3 == 0 else good(policy)
 
-        study = new_study()
+        study = new_study(problem)
         run_search(problem, self.build(problem, 7), SerialPool(brittle), study, self.evaluations)
         records = read_records(study)
         failed = {r.policy.digest for r in records if r.score is None}
@@ -196,18 +214,18 @@ class AgentCases:
         assert all(r.evaluation.error == "out of memory" for r in records if r.policy.digest in failed)
 
     def test_nothing_is_learned_from_another_study(self) -> None:
-        problem, more = toy_problem(), self.evaluations + 5
+        problem, more = self.problem(), self.evaluations + 5
         good = AdditiveLoss(problem.space.model)
 
         def contrary(policy: Policy) -> Evaluation:
             return replace(good(policy), loss=1 / (good(policy).loss or 1.0))
 
-        alone = new_study()
+        alone = new_study(problem)
         run_search(problem, self.build(problem, 8), SerialPool(good), alone, more)
         for head_start in (0, self.evaluations):  # of the second study: it may be as long as the one learned from
-            study, agent = new_study(), self.build(problem, 8)
+            study, agent = new_study(problem), self.build(problem, 8)
             run_search(problem, self.build(problem, 8), SerialPool(good), study, head_start)
-            run_search(problem, agent, SerialPool(contrary), new_study(), self.evaluations)
+            run_search(problem, agent, SerialPool(contrary), new_study(problem), self.evaluations)
             run_search(problem, agent, SerialPool(good), study, more)
             assert [r.policy for r in read_records(study)] == [r.policy for r in read_records(alone)], (
                 "an agent used on one study searched the next one differently: compare self.completed(study) with what "
@@ -215,16 +233,16 @@ class AgentCases:
             )
 
     def test_the_global_random_state_is_the_users(self) -> None:
-        self.search(toy_problem(), seed=1)  # whatever is loaded lazily is loaded now
+        self.search(self.problem(), seed=1)  # whatever is loaded lazily is loaded now
         before = _global_random_state()
-        self.search(toy_problem(), seed=2)
+        self.search(self.problem(), seed=2)
         assert _global_random_state() == before, "the agent drew from a global generator; draw from self.rng(trial)"
 
     def test_unfinished_trials_are_taken_up(self) -> None:
         """Asked, and killed before the evaluation: the search goes on with that very policy."""
-        problem = toy_problem()
+        problem = self.problem()
         _, whole = self.search(problem, seed=10)
-        study = new_study()
+        study = new_study(problem)
         run_search(
             problem, self.build(problem, 10), SerialPool(AdditiveLoss(problem.space.model)), study, len(whole) // 2
         )
@@ -234,6 +252,40 @@ class AgentCases:
         _, records = self.search(problem, seed=10, study=study)
         assert not study.get_trials(states=(TrialState.RUNNING,)), "a trial was left running for ever"
         assert [r.policy for r in records] == [r.policy for r in whole]
+
+
+class TradeoffCases(AgentCases):
+    """The laws of agents of several objectives: all of ``AgentCases`` in a trade-off, and some that only fronts have."""
+
+    tradeoff = ("bops",)
+
+    def test_it_says_that_it_can(self) -> None:
+        problem = self.problem()
+        assert self.build(problem, 1).several_objectives, (
+            "an agent that is searched with a trade-off has several_objectives = True"
+        )
+
+    def test_a_trial_is_told_its_score_and_its_costs(self) -> None:
+        problem = self.problem()
+        study = new_study(problem)
+        _, records = self.search(problem, seed=11, study=study)
+        told = [trial.values for trial in study.get_trials() if trial.state == TrialState.COMPLETE]
+        assert told == [[r.score, *(r.evaluation.metrics[m] for m in self.tradeoff)] for r in records]
+
+    def test_without_a_limit_the_whole_space_may_be_searched(self) -> None:
+        problem = replace(self.problem(), limits=())
+        _, records = self.search(problem, seed=12)
+        policies = [record.policy for record in records]
+        assert len(set(policies)) == len(policies) >= len(problem.uniform_fits)
+        assert all(
+            problem.space.contains(policy) and record.feasible for policy, record in zip(policies, records, strict=True)
+        )
+
+    def test_several_metrics_at_once(self) -> None:
+        problem = replace(self.problem(), tradeoff=("size_bytes", "bops"))
+        once, again = (self.search(problem, seed=13)[1] for _ in range(2))
+        assert [r.policy for r in once] == [r.policy for r in again]
+        assert all(problem.feasible(record.policy) for record in once)
 
 
 def _global_random_state() -> str:
