@@ -8,7 +8,9 @@ from importlib import import_module
 
 import typer
 
-COMMANDS: dict[str, str] = {}
+COMMANDS = {
+    "search": "haqsearch.cli.bench.search",
+}
 
 
 def group() -> typer.Typer:

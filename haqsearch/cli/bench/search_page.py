@@ -1,0 +1,208 @@
+"""README.md of a folder of search results: made from the files there alone, each time one is written.
+
+To add a section: a function (folder) -> lines, and its line in ``SECTIONS``.
+"""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from math import inf, isfinite
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from haqsearch.cli.bench.cells import IMPROVED, REPORTED, Row, read_rows
+
+_HEAD = """# What the agents find
+
+Written by `haqsearch bench` from the files beside it; `haqsearch bench search --page-only` makes it anew.
+"""
+
+_SEARCH = """
+Every agent searches the same problem through the same loop, with the same seeds and as many evaluations. The objective is
+measured on the search split; the policy that is best there, and nothing else, is then scored on the report split, which no
+search sees. Figures are medians over the seeds, with their range in brackets. "Equals" is how many evaluations an agent needs
+to reach the objective that the default agent (`{default}`) has after {early}. Seconds are the processor's, of the agent and of
+the evaluations, as if none had been known from another search (they are kept: no policy is scored twice).
+"""
+
+Lines = list[str]
+EARLY = 60  # evaluations, after which the default agent is to be as good as the others at the end
+
+
+@dataclass
+class Series:
+    """An agent's searches of one recipe, all given ``evaluations``."""
+
+    agent: str
+    evaluations: int
+    rows: dict[int, list[Row]] = field(default_factory=dict)  # by seed
+
+    def best_after(self, seed: int, evaluation: int) -> float:
+        """The best objective score after so many evaluations; -inf where there is none yet."""
+        found = [row for row in self.rows[seed] if row.event == IMPROVED]
+        index = bisect_right([row.evaluation for row in found], evaluation)
+        return found[index - 1].score if index else -inf
+
+    def scores(self, evaluation: int) -> list[float]:
+        return [self.best_after(seed, evaluation) for seed in self.rows]
+
+    def reported(self, evaluation: int) -> list[float]:
+        """Report accuracies after so many evaluations, of the seeds that have one."""
+        rows = [row for part in self.rows.values() for row in part]
+        found = [row.report_accuracy for row in rows if row.event == REPORTED and row.evaluation == evaluation]
+        return [accuracy for accuracy in found if accuracy is not None]
+
+    def reaches(self, score: float) -> float:
+        """Median number of evaluations after which the objective is at least ``score``; inf if it never is."""
+        first = [
+            min((row.evaluation for row in part if row.event == IMPROVED and row.score >= score), default=inf)
+            for part in self.rows.values()
+        ]
+        return median(first)
+
+    def seconds(self) -> tuple[float, float]:
+        """Median processor seconds (thinking, scoring) of a whole search."""
+        last = [part[-1] for part in self.rows.values()]
+        return median(row.thinking_s for row in last), median(row.scoring_s for row in last)
+
+
+def series_of(rows: Sequence[Row]) -> list[Series]:
+    """By agent and number of evaluations."""
+    found: dict[tuple[str, int], Series] = {}
+    for row in sorted(rows, key=lambda row: (row.cell, row.evaluation, row.event == REPORTED)):
+        one = found.setdefault((row.agent, row.evaluations), Series(row.agent, row.evaluations))
+        one.rows.setdefault(row.seed, []).append(row)
+    return list(found.values())
+
+
+def write_page(folder: Path) -> None:
+    """Write ``folder``/README.md, and an SVG beside every CSV. Raises OSError if they cannot be written."""
+    from haqsearch.files import write_text_atomic
+
+    parts = [_HEAD]
+    for section in SECTIONS:
+        parts += section(folder)
+    write_text_atomic(folder / "README.md", "\n".join(parts).rstrip() + "\n")
+
+
+# -- agents -----------------------------------------------------------------------------------------------------------
+
+
+def searches(folder: Path) -> Lines:
+    """A table and curves for every recipe's CSV, and who reaches whom."""
+    from haqsearch.config import Recipe
+    from haqsearch.files import write_text_atomic
+
+    default = Recipe.model_fields["agent"].default
+    lines: Lines = []
+    for path in sorted(folder.glob("*.csv")):
+        side = path.with_suffix(".json")
+        rows = read_rows(path)
+        if not rows or not side.is_file():
+            continue
+        about = json.loads(side.read_text(encoding="utf-8"))
+        series = series_of(rows)
+        write_text_atomic(path.with_suffix(".svg"), curves(series, about))
+        lines += [f"\n### {about['recipe']}\n", _about(about, rows), "", *_table(series, about, default)]
+        lines += ["", *_verdict(series, default), "", f"![Best so far]({path.stem}.svg)"]
+    return ["\n## Agents\n", _SEARCH.strip().format(default=default, early=EARLY), *lines] if lines else []
+
+
+def _about(about: dict[str, Any], rows: Sequence[Row]) -> str:
+    where, splits = about["environment"], about["splits"]
+    commits = ", ".join(sorted({row.commit for row in rows}))
+    return (
+        f"{about['model']} on {about['data']}, {about['hardware']}, `{'; '.join(about['budget'])}`, {' + '.join(about['ptq'])}; "
+        f"{about['variables']} variables, {about['space']:.1e} policies; objective: {about['objective']} on {splits['search']:,} "
+        f"search samples; float accuracy {about['float_accuracy']:.2%} on {splits['report']:,} report samples. Commit {commits}; "
+        f"{where['processor']}, {where['cores']} cores, torch {where['torch']}, optuna {where['optuna']}, "
+        f"Python {where['python']}."
+    )
+
+
+def _table(series: Sequence[Series], about: dict[str, Any], default: str) -> Lines:
+    sign = about["objective_sign"]
+    reference = _of(series, default, EARLY)
+    target = median(reference.scores(EARLY)) if reference else None
+    ordered = sorted(series, key=lambda s: -median(s.scores(s.evaluations)))
+    head = [
+        "agent",
+        "seeds",
+        f"{about['objective']} at {EARLY}",
+        f"report at {EARLY}",
+        f"{about['objective']} at the end",
+    ]
+    head += ["report at the end", "evaluations", "equals", "seconds: agent + scoring"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for one in ordered:
+        thinking, scoring = one.seconds()
+        reached = one.reaches(target) if target is not None else inf
+        cells = [
+            f"`{one.agent}`",
+            f"{len(one.rows)}",
+            _spread([sign * s for s in one.scores(EARLY)], ".4f") if one.evaluations >= EARLY else "",
+            _spread(one.reported(EARLY), ".2%"),
+            _spread([sign * s for s in one.scores(one.evaluations)], ".4f"),
+            _spread(one.reported(one.evaluations), ".2%"),
+            f"{one.evaluations}",
+            "" if target is None else f"{reached:.0f}" if isfinite(reached) else "never",
+            f"{thinking:.1f} + {scoring:.0f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _of(series: Sequence[Series], agent: str, at_least: int) -> Series | None:
+    """The searches of ``agent`` that were given the fewest evaluations, but ``at_least`` so many."""
+    return min((s for s in series if s.agent == agent and s.evaluations >= at_least), default=None,
+               key=lambda s: s.evaluations)  # fmt: skip
+
+
+def _verdict(series: Sequence[Series], default: str) -> Lines:
+    """Whether the default agent has after EARLY evaluations what every other has at the end, in medians."""
+    ours = _of(series, default, EARLY)
+    others = [s for s in series if s.agent != default and s.reported(s.evaluations)]
+    if ours is None or not others or not ours.reported(EARLY):
+        return []
+    accuracy, score = median(ours.reported(EARLY)), median(ours.scores(EARLY))
+    best = max(others, key=lambda s: median(s.reported(s.evaluations)))
+    theirs = median(best.reported(best.evaluations))
+    ahead = [s.agent for s in others if median(s.scores(s.evaluations)) > score]
+    objective = (
+        f"ahead of it in the objective: {', '.join(f'`{a}`' for a in ahead)}"
+        if ahead
+        else "none ahead of it in the objective"
+    )
+    return [
+        f"`{default}` after {EARLY}: {accuracy:.2%}. The best of the others at its end: `{best.agent}` after {best.evaluations}, "
+        f"{theirs:.2%} ({100 * (accuracy - theirs):+.2f} points); {objective}."
+    ]
+
+
+def _spread(values: Sequence[float], style: str) -> str:
+    """Median and, of several, range."""
+    if not values or not all(map(isfinite, values)):
+        return ""
+    middle = f"{median(values):{style}}"
+    return middle if len(values) == 1 else f"{middle} ({min(values):{style}} .. {max(values):{style}})"
+
+
+def curves(series: Sequence[Series], about: dict[str, Any]) -> str:
+    """The best so far of every agent, median and range over the seeds, as SVG."""
+    from haqsearch.report.curves import Curve, draw
+
+    sign = about["objective_sign"]
+    found = []
+    for one in sorted(series, key=lambda s: -median(s.scores(s.evaluations))):
+        x = list(range(1, one.evaluations + 1))
+        bests = [[sign * s for s in one.scores(count)] for count in x]
+        middle, low, high = ([f(b) for b in bests] for f in (median, min, max))
+        found.append(Curve(one.agent, x, middle, low, high))
+    return draw(found, f"{about['recipe']}: best so far", "evaluations", f"{about['objective']}, search split")
+
+
+SECTIONS: tuple[Callable[[Path], Lines], ...] = (searches,)
