@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from math import inf
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +19,7 @@ from haqsearch.spec import METRICS, Budget, Choice
 from haqsearch.spec.ptq import ptq_steps
 
 # Keys that may change in a run folder: they decide neither which policies are proposed nor what they score.
-AFTERTHOUGHTS = ("qat", "storage", "max_evaluations")
+AFTERTHOUGHTS = ("qat", "storage", "max_evaluations", "max_time", "patience")
 
 
 class _Section(BaseModel):
@@ -51,6 +53,26 @@ class PtqSettings(_Section):
     def pipeline(self) -> tuple[str, ...]:
         """The steps to be done, in order."""
         return ptq_steps(self.preset, self.steps)
+
+
+class LadderSettings(_Section):
+    """Samples of the search split that every policy is scored on first: on each of ``rungs`` one in ``reduction`` is promoted.
+
+    ``trial_run`` policies go all the way; a rung whose rank correlation with the next over them is below ``least_correlation``
+    is dropped. Defaults as of ``haqsearch.search.ladder.Ladder``.
+    """
+
+    rungs: tuple[int, ...] = ()
+    reduction: int = Field(2, ge=2)
+    trial_run: int = Field(8, ge=3)
+    least_correlation: float = Field(0.8, ge=-1, le=1)
+
+    @field_validator("rungs")
+    @classmethod
+    def _increasing(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if any(a >= b for a, b in zip((0, *value), value, strict=False)):
+            raise ValueError("numbers of samples, from few to many")
+        return value
 
 
 class QatSettings(_Section):
@@ -91,9 +113,12 @@ class Recipe(_Section):
     fixed: dict[str, str] = {}
     prune_dominated: bool = False
     max_evaluations: int = Field(150, ge=1)
+    max_time: str = ""
+    patience: int = Field(0, ge=0)
     seed: int = Field(0, ge=0)
     storage: str = ""
     split: SplitSettings = SplitSettings()
+    ladder: LadderSettings = LadderSettings()
     ptq: PtqSettings = PtqSettings()
     qat: QatSettings = QatSettings()
     train: TrainSettings = TrainSettings()
@@ -140,6 +165,27 @@ class Recipe(_Section):
                     raise ValueError(f"{layer}: {text}: integer programs take 2 to 8 bits")
         return value
 
+    @field_validator("max_time")
+    @classmethod
+    def _duration(cls, value: str) -> str:
+        _seconds(value)
+        return value
+
+    @field_validator("ladder")
+    @classmethod
+    def _below_all(cls, value: LadderSettings, info: ValidationInfo) -> LadderSettings:
+        split = info.data.get("split")
+        if split and value.rungs and value.rungs[-1] >= split.search:
+            raise ValueError(
+                f"rungs end at {value.rungs[-1]} samples, but the search split has {split.search}: a rung is a part of it"
+            )
+        return value
+
+    @property
+    def max_seconds(self) -> float:
+        """Seconds the search may take, all restarts together; infinite if ``max_time`` is empty."""
+        return _seconds(self.max_time)
+
     @property
     def budgets(self) -> tuple[Budget, ...]:
         return tuple(Budget.parse(text) for text in self.budget)
@@ -156,9 +202,20 @@ class Recipe(_Section):
             del content["ptq"]["steps"]  # as before there were any: runs go on
         if not self.prune_dominated:
             del content["prune_dominated"]  # likewise
+        if not self.ladder.rungs:
+            del content["ladder"]  # likewise
         if not self.tradeoff:
             del content["tradeoff"]  # likewise
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _seconds(duration: str) -> float:
+    if not duration:
+        return inf
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|min|h)", duration.strip())
+    if not found or not float(found[1]):
+        raise ValueError('write a time above 0 in s, min or h: "90 s", "20 min", "1.5 h"')
+    return float(found[1]) * {"s": 1, "min": 60, "h": 3600}[found[2]]
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
