@@ -165,15 +165,17 @@ class Recipe(_Section):
                     raise ValueError(f"{layer}: {text}: integer programs take 2 to 8 bits")
         return value
 
-    @field_validator("max_time")
+    @field_validator("max_time", mode="before")
     @classmethod
-    def _duration(cls, value: str) -> str:
-        _seconds(value)
+    def _duration(cls, value: Any) -> Any:
+        _seconds(str(value))
         return value
 
     @field_validator("ladder")
     @classmethod
     def _below_all(cls, value: LadderSettings, info: ValidationInfo) -> LadderSettings:
+        if value.rungs and info.data.get("tradeoff"):
+            raise ValueError("rungs prune by one objective: leave them out where there is a tradeoff")
         split = info.data.get("split")
         if split and value.rungs and value.rungs[-1] >= split.search:
             raise ValueError(
