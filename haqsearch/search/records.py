@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from haqsearch.errors import HaqError, SearchError
 from haqsearch.files import replacing, write_json_atomic
 from haqsearch.spec import METRICS, Choice, Evaluation, Objective, Policy, front
 
 SCHEMA_VERSION = 1
+# Of ``trials.parquet``; every other column is a metric.
+_COLUMNS = ("number source policy_digest score accuracy loss kl feasible violation samples fidelity seconds "
+            "policy proposal error").split()  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,19 @@ def pareto(records: Sequence[Record], metrics: Sequence[str]) -> list[Record]:
     return [candidates[i] for i in front(points)]
 
 
+def write_best(path: Path, record: Record, **provenance: Any) -> None:
+    """Write ``best.json``: the policy of ``record`` as a policy file, with its costs, its scores and where they come from.
+
+    Base units; ``evaluation`` is the trial's number. The file is the old one or the new one, whole.
+    """
+    e = record.evaluation
+    scores = {"score": record.score, "accuracy": e.accuracy, "loss": e.loss, "kl": e.kl}
+    content = record.policy.to_json(
+        **provenance, fidelity=e.fidelity, costs=dict(e.metrics), evaluation=record.number, **scores
+    )
+    write_json_atomic(path, content)
+
+
 def write_trials(path: Path, records: Sequence[Record]) -> None:
     """Write ``trials.parquet``: a row per record, policies as JSON text, a column per metric (base units)."""
     import pandas as pd
@@ -103,6 +121,8 @@ def write_trials(path: Path, records: Sequence[Record]) -> None:
         "kl": ("float64", [r.evaluation.kl for r in records]),
         "feasible": ("bool", [r.feasible for r in records]),
         "violation": ("float64", [r.evaluation.violation for r in records]),
+        "samples": ("int64", [r.evaluation.samples for r in records]),
+        "fidelity": ("string", [r.evaluation.fidelity for r in records]),
         "seconds": ("float64", [r.evaluation.seconds for r in records]),
         **{name: ("float64", [r.evaluation.metrics.get(name) for r in records]) for name in metrics},
         "policy": ("string", [json.dumps(policy_text(r.policy)) for r in records]),
@@ -115,10 +135,61 @@ def write_trials(path: Path, records: Sequence[Record]) -> None:
         table.to_parquet(temporary, index=False)
 
 
-def write_pareto(path: Path, records: Sequence[Record], objective: Objective, metrics: Sequence[str]) -> None:
-    """Write ``pareto.json``: the points of ``pareto`` with their policies, numbers in base units."""
+def read_trials(path: Path) -> list[Record]:
+    """The records of a ``trials.parquet``; numbers that are missing there are None. SearchError if it cannot be read."""
+    import pandas as pd
+
+    if not Path(path).is_file():
+        raise SearchError(f"{path}: missing; haqsearch run writes it when the search has ended, so run it again")
+    try:
+        rows = pd.read_parquet(path).to_dict("records")
+        return [_record_of_row({key: None if value is pd.NA else value for key, value in row.items()}) for row in rows]
+    except HaqError:
+        raise
+    except Exception as error:  # pyarrow and pandas raise a dozen unrelated kinds
+        raise SearchError(f"{path}: not a table of trials ({error}); haqsearch run writes it anew") from error
+
+
+def _record_of_row(row: Mapping[Any, Any]) -> Record:
+    def number(name: str) -> float | None:
+        value = row.get(name)
+        return float(value) if value is not None and isfinite(value) else None
+
+    evaluation = Evaluation(
+        accuracy=number("accuracy"),
+        loss=number("loss"),
+        kl=number("kl"),
+        samples=int(number("samples") or 0),
+        seconds=number("seconds") or 0.0,
+        fidelity=str(row.get("fidelity") or "ptq"),
+        metrics={name: value for name in row if name not in _COLUMNS and (value := number(name)) is not None},
+        violation=number("violation") or 0.0,
+        error=str(row["error"] or ""),
+    )
+    policy, proposal = (read_policy(json.loads(row[name])) for name in ("policy", "proposal"))
+    return Record(int(row["number"]), str(row["source"]), policy, proposal, evaluation, number("score"))
+
+
+def write_pareto(
+    path: Path,
+    records: Sequence[Record],
+    objective: Objective,
+    metrics: Sequence[str],
+    volume: Mapping[str, Any] | None = None,
+) -> None:
+    """Write ``pareto.json``: the points of ``pareto``, numbered from 1, with their policies; numbers in base units.
+
+    Every point was ``evaluated`` at its ``fidelity``; nothing in the file is a prediction. ``volume`` is a trade-off's
+    hypervolume with its reference point (``FrontVolume.to_json``).
+    """
     points = [
         {
+            "point": point,
+            "trial": record.number,
+            "source": record.source,
+            "evaluated": True,
+            "fidelity": record.evaluation.fidelity,
+            "samples": record.evaluation.samples,
             "policy_digest": record.policy.digest,
             "score": record.score,
             "accuracy": record.evaluation.accuracy,
@@ -127,12 +198,13 @@ def write_pareto(path: Path, records: Sequence[Record], objective: Objective, me
             "metrics": dict(record.evaluation.metrics),
             "policy": policy_text(record.policy),
         }
-        for record in pareto(records, metrics)
+        for point, record in enumerate(pareto(records, metrics), start=1)
     ]
     content = {
         "schema_version": SCHEMA_VERSION,
         "objective": objective.name,
         "metrics": list(metrics),
+        **(volume or {}),
         "points": points,
     }
     write_json_atomic(path, content)

@@ -9,11 +9,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Objective:
-    """A quantity the agents improve; ``sign`` is +1 where more is better. ``score`` is always to be made large."""
+    """A quantity the agents improve; ``sign`` is +1 where more is better. ``score`` is always to be made large.
+
+    ``ideal`` is the score of a perfect network, which none exceeds.
+    """
 
     name: str
     title: str
     sign: int
+    ideal: float = 0.0
 
     def score(self, evaluation: Evaluation) -> float:
         return self.sign * float(getattr(evaluation, self.name))
@@ -22,7 +26,7 @@ class Objective:
 OBJECTIVES: dict[str, Objective] = {
     objective.name: objective
     for objective in (
-        Objective("accuracy", "share of samples classified right, in [0, 1]", +1),
+        Objective("accuracy", "share of samples classified right, in [0, 1]", +1, 1.0),
         Objective("loss", "mean cross-entropy to the labels, nats", -1),
         Objective("kl", "mean KL divergence of the logits from the float model's, nats", -1),
     )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from haqsearch.agents import build_agent
+from haqsearch.errors import SearchError
 from haqsearch.files import replacing, write_json_atomic
 from haqsearch.search.loop import run_search
 from haqsearch.search.pool import SerialPool
@@ -18,6 +20,7 @@ from haqsearch.search.records import (
     policy_text,
     read_policy,
     read_records,
+    read_trials,
     write_pareto,
     write_trials,
 )
@@ -85,7 +88,7 @@ def test_policies_survive_their_text():
 def test_trials_parquet(records, tmp_path):
     write_trials(tmp_path / "trials.parquet", records)
     table = pd.read_parquet(tmp_path / "trials.parquet")
-    first = "number source policy_digest score accuracy loss kl feasible violation seconds".split()
+    first = "number source policy_digest score accuracy loss kl feasible violation samples fidelity seconds".split()
     assert list(table.columns) == [*first, "size_bytes", "bops", "policy", "proposal", "error"]
     assert len(table) == len(records)
     for record, row in zip(records, table.to_dict("records"), strict=True):
@@ -98,6 +101,28 @@ def test_trials_parquet(records, tmp_path):
         else:
             assert (row["score"], row["bops"]) == (record.score, record.evaluation.metrics["bops"])
     assert table["score"].isna().any()
+
+
+def test_trials_survive_their_table(records, tmp_path):
+    write_trials(tmp_path / "trials.parquet", records)
+    read = read_trials(tmp_path / "trials.parquet")
+    assert [(r.number, r.source, r.policy, r.proposal, r.score, r.feasible) for r in read] == [
+        (r.number, r.source, r.policy, r.proposal, r.score, r.feasible) for r in records
+    ]
+    assert [replace(r.evaluation, seconds=0.0) for r in read] == [replace(r.evaluation, seconds=0.0) for r in records]
+    write_trials(tmp_path / "none.parquet", [])
+    assert read_trials(tmp_path / "none.parquet") == []
+
+
+def test_a_table_that_is_none_is_refused(tmp_path):
+    with pytest.raises(SearchError, match=r"trials.parquet: missing; haqsearch run writes it"):
+        read_trials(tmp_path / "trials.parquet")
+    (tmp_path / "trials.parquet").write_bytes(b"PAR1 and then nothing")
+    with pytest.raises(SearchError, match="not a table of trials"):
+        read_trials(tmp_path / "trials.parquet")
+    pd.DataFrame({"number": [1]}).to_parquet(tmp_path / "trials.parquet")
+    with pytest.raises(SearchError, match="not a table of trials"):
+        read_trials(tmp_path / "trials.parquet")
 
 
 def test_an_empty_table_has_the_same_types(records, tmp_path):
@@ -114,7 +139,11 @@ def test_pareto_json(records, tmp_path):
     assert (written["schema_version"], written["objective"], written["metrics"]) == (1, "loss", ["size_bytes", "bops"])
     front = pareto(records, ["size_bytes", "bops"])
     assert [p["policy_digest"] for p in written["points"]] == [r.policy.digest for r in front]
-    assert set(written["points"][0]) == {"policy_digest", "score", "accuracy", "loss", "kl", "metrics", "policy"}
+    told = {"policy_digest", "score", "accuracy", "loss", "kl", "metrics", "policy"}
+    assert set(written["points"][0]) == told | {"point", "trial", "source", "evaluated", "fidelity", "samples"}
+    assert [p["point"] for p in written["points"]] == list(range(1, len(front) + 1))
+    assert [p["trial"] for p in written["points"]] == [r.number for r in front]
+    assert all(p["evaluated"] and p["fidelity"] == "ptq" and p["samples"] == 100 for p in written["points"])
     assert written["points"][0]["policy"]["block.0"] == "w8a8"
     assert written["points"][0]["score"] == best_of(records).score
 
