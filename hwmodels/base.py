@@ -62,7 +62,10 @@ class HardwareModel(ABC):
 
     @abstractmethod
     def supports(self, layer: LayerSpec, choice: Choice) -> bool:
-        """Whether ``cost`` has an answer. A layer that is not quantizable must be supported in float32."""
+        """Whether ``cost`` has an answer. A layer that is not quantizable must be supported in float32.
+
+        Devices are asked about formats that are computed with (``Choice.computed``): never about a codebook.
+        """
 
     @abstractmethod
     def cost(self, layer: LayerSpec, choice: Choice, batch: int) -> LayerCost:
@@ -99,12 +102,12 @@ class HardwareModel(ABC):
         column = {choice: i for i, choice in enumerate(columns)}
         values = {metric: np.full((len(model), len(columns)), np.inf) for metric in metrics}
         for row, layer in enumerate(model):
-            supported = [choice for choice in allowed[layer.name] if device.supports(layer, choice)]
+            supported = [choice for choice in allowed[layer.name] if device.supports(layer, choice.computed)]
             if not supported:
                 raise HardwareError(f"{self.name}: supports none of the choices offered for layer {layer.name!r}")
             for choice in supported:
-                stored = memory.layer_values(layer, choice, device.stored(layer, choice))
-                cost = {**stored, **device.cost(layer, choice, batch).values}
+                stored = memory.layer_values(layer, choice, device.stored(layer, choice.computed))
+                cost = {**stored, **device.cost(layer, choice.computed, batch).values}
                 for metric in metrics:
                     values[metric][row, column[choice]] = cost[metric]
         return CostTable(tuple(layer.name for layer in model), columns, values)

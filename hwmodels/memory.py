@@ -14,7 +14,7 @@ METRICS = (*ADDITIVE, "peak_activation_bytes")
 
 _FLOAT_BYTES = 4
 _BIAS_BYTES = 4  # int32 at the scale of the accumulator
-_SCALE_BYTES = 4  # one float32 weight scale per output channel
+_SCALE_BYTES = 4  # one float32 weight scale per output channel; of a codebook, one
 
 
 def packed_bytes(elements: int, bits: float) -> int:
@@ -23,23 +23,34 @@ def packed_bytes(elements: int, bits: float) -> int:
 
 
 def size_bytes(layer: LayerSpec, choice: Choice) -> int:
-    """Bytes of the layer in the deployed file: packed weights, bias, and (if quantized) a scale per output channel."""
+    """Bytes of the layer in the deployed file: packed weights, bias, and (if quantized) a scale per output channel.
+
+    Of ``kmeansB``: indices, a codebook of 2**B int8, and one scale.
+    """
     channels = layer.out_channels if layer.weight_shape else 0
     if choice.weight.is_float:
         return _FLOAT_BYTES * (layer.weight_count + channels * layer.has_bias) if layer.weight_shape else 0
-    return packed_bytes(layer.weight_count, choice.weight.bits) + channels * (
-        _SCALE_BYTES + _BIAS_BYTES * layer.has_bias
-    )
+    shared = channels * _SCALE_BYTES
+    if choice.weight.kind == "kmeans":
+        shared = (2**choice.weight.width + _SCALE_BYTES) * bool(channels)
+    return packed_bytes(layer.weight_count, choice.weight.bits) + shared + channels * _BIAS_BYTES * layer.has_bias
 
 
 def bops(layer: LayerSpec, choice: Choice) -> float:
-    """Bit operations of one sample: macs * w * a, a float counting as 32 bits [Baskin et al. 2018, 1804.10969]."""
-    return float(layer.macs * choice.weight.width * choice.activation.width)
+    """Bit operations of one sample: macs * w * a, a float counting as 32 bits [Baskin et al. 2018, 1804.10969].
+
+    Widths are those computed with: 8 for weights of ``kmeansB``, whatever B.
+    """
+    return float(layer.macs * choice.computed.weight.width * choice.activation.width)
 
 
 def layer_values(layer: LayerSpec, choice: Choice, stored: Choice) -> dict[str, float]:
-    """The additive metrics of one layer computed as ``choice`` and stored as ``stored``."""
-    return {"size_bytes": float(size_bytes(layer, stored)), "bops": bops(layer, choice)}
+    """The additive metrics of one layer under ``choice``, which the device's memory holds as ``stored``.
+
+    The deployed file holds a codebook's indices, whatever the device makes of them as it computes.
+    """
+    in_file = choice if choice.weight.has_codebook else stored
+    return {"size_bytes": float(size_bytes(layer, in_file)), "bops": bops(layer, choice)}
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import exp
 
@@ -79,7 +79,7 @@ class Meter:
     def _held(self, index: int, choice: Choice) -> Choice:
         known = self._stored[index]
         if choice not in known:
-            known[choice] = self.device.stored(self.model.layers[index], choice)
+            known[choice] = self.device.stored(self.model.layers[index], choice.computed)
         return known[choice]
 
     def layer_costs(self, policy: Policy) -> list[tuple[LayerSpec, LayerCost]]:
@@ -97,11 +97,15 @@ class Meter:
         """Cost of one layer under ``choice``, its ``size_bytes`` and ``bops`` included. Raises HardwareError as ``costs``."""
         return self._cost(self._index[layer], choice)
 
+    def layer_values(self, layer: str, choice: Choice) -> Mapping[str, float]:
+        """The numbers of ``layer_cost`` alone."""
+        return self.layer_cost(layer, choice).values
+
     def _cost(self, index: int, choice: Choice) -> LayerCost:
         known = self._known[index]
         if choice not in known:
             layer = self.model.layers[index]
-            cost = self.device.cost(layer, choice, self.batch)
+            cost = self.device.cost(layer, choice.computed, self.batch)
             held = memory.layer_values(layer, choice, self._held(index, choice))
             known[choice] = replace(cost, values={**held, **cost.values})
         return known[choice]

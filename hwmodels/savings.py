@@ -65,7 +65,7 @@ def idle(meter: Meter, policy: Policy) -> tuple[str, dict[str, tuple[str, ...]]]
 
 
 def _saved(meter: Meter, layer: LayerSpec, cost: float, other: Choice, metric: str) -> float:
-    if cost <= 0 or not meter.device.supports(layer, other):
+    if cost <= 0 or not meter.device.supports(layer, other.computed):
         return 0.0
     return 1 - meter.layer_cost(layer.name, other).values[metric] / cost
 
@@ -150,4 +150,4 @@ class _Contexts:
 
     def _held(self, name: str, choice: Choice) -> float:
         """Bits that an activation of the layer takes in memory."""
-        return self.meter.device.stored(self.meter.model[name], choice).activation.bits
+        return self.meter.device.stored(self.meter.model[name], choice.computed).activation.bits

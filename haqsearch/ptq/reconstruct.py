@@ -11,7 +11,7 @@ prepared once, a policy costs one forward pass as before.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -119,13 +119,16 @@ def reconstruct_weight(
     nearest = quantize_weight(weight, format, where)
     shape = (groups, -1, rows.shape[1])
     first = nearest.scale.double().reshape(rows.shape[:2])
-    starts = _STARTS if format.width <= _NARROW else (1.0,)
+    shared = format.computed_as.granularity == "tensor"  # no channel may move the scale of all
+    starts = _STARTS if format.width <= _NARROW and not shared else (1.0,)
     # All first scales are descended from at once, as if each channel were there several times; nearest rounding competes.
     many = rows.repeat(1, len(starts), 1)
     scale = torch.cat([first * start for start in starts], 1)
-    codes = torch.round(many / scale[..., None]).clamp_(format.code_min, format.code_max)
+    codes = nearest.snap(many / scale[..., None])
     for _ in range(_SCALES):
-        codes = _descend(many, codes, scale, moments, format)
+        codes = _descend(many, codes, scale, moments, nearest.snap)
+        if shared:
+            break
         product = codes @ moments
         power = (product * codes).sum(2)
         fitted = (product * many).sum(2) / power.clamp(min=_TINY)
@@ -141,7 +144,9 @@ def reconstruct_weight(
     )
 
 
-def _descend(rows: Tensor, codes: Tensor, scale: Tensor, covariance: Tensor, format: Format) -> Tensor:
+def _descend(
+    rows: Tensor, codes: Tensor, scale: Tensor, covariance: Tensor, snap: Callable[[Tensor], Tensor]
+) -> Tensor:
     """Codes (G, N, K) after sweeps of coordinate descent at a fixed scale (G, N)."""
     codes = codes.clone()
     error = rows - codes * scale[..., None]
@@ -151,7 +156,7 @@ def _descend(rows: Tensor, codes: Tensor, scale: Tensor, covariance: Tensor, for
         before = codes.clone()
         for k in range(rows.shape[2]):
             wanted = rows[:, :, k] - error[:, :, k] + slope[:, :, k] / variance[:, k, None]
-            code = torch.round(wanted / scale).clamp_(format.code_min, format.code_max)
+            code = snap(wanted / scale)
             moved = (codes[:, :, k] - code) * scale
             codes[:, :, k] = code
             error[:, :, k] += moved

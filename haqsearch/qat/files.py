@@ -10,7 +10,6 @@ from haqsearch.files import replacing
 from haqsearch.graph import Graph
 from haqsearch.qat.finetune import Finetuned
 from haqsearch.quant import QWeight
-from haqsearch.quant.weights import encode_weight
 from haqsearch.spec import Format
 
 _FACTOR = "factor"  # key: factor/VALUE/FORMAT
@@ -42,10 +41,5 @@ def load_finetuned(path: Path, graph: Graph, weights: dict[str, QWeight]) -> Fin
         else:
             moved[key] = tensor
     trained = graph.replace(graph.nodes, {**graph.parameters, **moved})
-    codes = {
-        node.layer: encode_weight(
-            trained.parameters[node.weight], weights[node.layer].scale, weights[node.layer].format
-        )
-        for node in trained.layers
-    }
+    codes = {node.layer: weights[node.layer].encode(trained.parameters[node.weight]) for node in trained.layers}
     return Finetuned(trained, codes, factors)

@@ -15,7 +15,6 @@ from haqsearch.graph.apply import QuantizedNetwork
 from haqsearch.graph.plan import Plan
 from haqsearch.graph.ranges import CalibratedRanges
 from haqsearch.quant import QWeight
-from haqsearch.quant.weights import encode_weight
 from haqsearch.spec import Format, Policy
 
 _SCALE_RATE = 10.0
@@ -82,10 +81,5 @@ def finetune(
         if on_step is not None:
             on_step(step, float(loss.detach()))
     trained = network.trained_graph()
-    codes = {
-        node.layer: encode_weight(
-            trained.parameters[node.weight], weights[node.layer].scale, weights[node.layer].format
-        )
-        for node in trained.layers
-    }
+    codes = {node.layer: weights[node.layer].encode(trained.parameters[node.weight]) for node in trained.layers}
     return Finetuned(trained, codes, network.trained_factors())

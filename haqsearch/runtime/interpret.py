@@ -83,7 +83,7 @@ def _run(program: IntegerProgram, step: Instruction, inputs: list[Any], backend:
         case "conv2d" | "linear":
             weight, bits = (
                 program.constants[f"{step.name}.weight"],
-                step.weight_format.width if step.weight_format else 8,
+                step.weight_format.computed_as.width if step.weight_format else 8,
             )
             window = [at[key] for key in ("stride", "padding", "dilation", "groups")] if step.op == "conv2d" else []
             kernel = getattr(kernels, step.op)

@@ -167,7 +167,7 @@ class _Builder:
 
     def _layer(self, step: Instruction, weight: Tensor, window: Any, groups: int, few_rows: bool) -> None:
         x, source = self._info(step.inputs[0]), self._slot(step.inputs[0])
-        bits = step.weight_format.width if step.weight_format else 8
+        bits = step.weight_format.computed_as.width if step.weight_format else 8
         for name in step.outputs:
             made = self._op(
                 name,

@@ -198,7 +198,7 @@ def _tieless(weight: QWeight, x: TensorInfo, out: TensorInfo, bias: Tensor | Non
     if bias is not None:
         largest += bias.double().abs() / out.scale
     tolerance = (0.25 / largest.clamp(min=1e-9)).clamp(2.0**-13, 2.0**-5)
-    if weight.format.granularity == "tensor":
+    if weight.format.computed_as.granularity == "tensor":
         tolerance = tolerance.min().expand_as(tolerance)  # one scale stays one
     return (odd_ratio(ratio, tolerance) * out.scale / x.scale).float()
 

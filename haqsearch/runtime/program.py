@@ -91,12 +91,13 @@ class IntegerProgram:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of all integer weights, densely packed per layer."""
+        """Bytes of all integer weights, densely packed per layer, and of their codebooks."""
         total = 0
         for instruction in self.instructions:
-            if instruction.weight_format is not None:
+            format = instruction.weight_format
+            if format is not None:
                 count = self.constants[f"{instruction.name}.weight"].numel()
-                total += -(-count * instruction.weight_format.width // 8)
+                total += -(-count * format.width // 8) + (2**format.width if format.kind == "kmeans" else 0)
         return total
 
 

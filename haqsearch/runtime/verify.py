@@ -107,6 +107,8 @@ def _check_layer(program: IntegerProgram, step: Instruction, where: str) -> None
     _require(
         int(weight.min()) >= format.code_min and int(weight.max()) <= format.code_max, where, f"a weight is no {format}"
     )
+    if format.kind == "kmeans":
+        _require(len(torch.unique(weight)) <= 2**format.width, where, f"more different weights than {format} has")
     _require(accumulator_bound(weight, bias, x.largest) <= INT32_MAX, where, "an accumulator can leave int32")
     _require(
         accumulator_bound(weight, None, x.largest) <= step.attributes["bound"],

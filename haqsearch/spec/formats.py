@@ -9,7 +9,14 @@ Integer programs take these, and ``Format.parse`` reads no others:
 | ``uint4``   | 0 .. 15                     | scale * (q - zero_point)              |
 | ``float32`` | -                           | itself: the tensor is not quantized   |
 
-and ``int4:tensor`` for weights: one scale for the layer, where plain ``int4`` has one for each output channel.
+and for weights ``int4:tensor``, one scale for the layer, where plain ``int4`` has one for each output channel, and three that
+are stored in fewer bits than they are computed with:
+
+| text                     | stored                                   | computed with (``computed_as``)            |
+|--------------------------|------------------------------------------|--------------------------------------------|
+| ``kmeans1``..``kmeans8`` | indices into a codebook of 2**b int8     | ``int8:tensor`` codes, those of the book   |
+| ``binary``               | signs                                    | ``int2`` codes -1 and 1                    |
+| ``ternary``              | two bits                                 | ``int2`` codes -1, 0 and 1                 |
 
 Integer weights are symmetric, so their range drops the lowest code (-8 for ``int4``): the range is the same on both
 sides and zero needs no zero point [Jacob et al. 2018, 1712.05877, section 3].
@@ -108,7 +115,17 @@ class Format:
         """Whether integer programs, and so policies and recipes, know this format."""
         if self.granularity and not self._by_tensor:
             return False
-        return self.is_float or (self.kind == "int" and self.width > 1) or self.kind == "uint"
+        return self.is_float or self.has_codebook or (self.kind == "int" and self.width > 1) or self.kind == "uint"
+
+    @property
+    def has_codebook(self) -> bool:
+        """Whether programs compute with other codes than are stored: each stands for one of ``computed_as``. Weights only."""
+        return self.kind in _COMPUTED_AS
+
+    @property
+    def computed_as(self) -> Format:
+        """Format of the integers that programs compute with, and that a device is asked about; itself but for codebooks."""
+        return _COMPUTED_AS.get(self.kind, self)
 
     @property
     def _by_tensor(self) -> bool:
@@ -120,9 +137,9 @@ class Format:
         """Where it can be used: ``weights`` and ``activations`` of a searched network, ``tensors`` (every format)."""
         if self.is_float:
             return ("weights", "activations", "tensors")
-        if not self.in_programs or self.width not in _PROGRAM_WIDTHS:
+        if not self.in_programs or self.computed_as.width not in _PROGRAM_WIDTHS:
             return ("tensors",)
-        return ("weights" if self.kind == "int" else "activations", "tensors")
+        return ("activations" if self.kind == "uint" else "weights", "tensors")
 
     @property
     def code_min(self) -> int:
@@ -135,6 +152,8 @@ class Format:
         """Largest code in integer programs. Raises PolicyError for a format that has none there."""
         if self.is_float:
             raise PolicyError(f"format {self} has no integer codes: it is not quantized")
+        if self.has_codebook:
+            return self.computed_as.code_max
         if self.kind not in {"int", "uint"} or (self.granularity and not self._by_tensor):
             raise PolicyError(f"format {self} has no integer codes of its own: it is for tensors, not for programs")
         return 2**self.width - 1 if self.kind == "uint" else 2 ** (self.width - 1) - 1
@@ -145,7 +164,8 @@ class Format:
 
     @classmethod
     def parse(cls, text: str) -> Format:
-        """Format of integer programs named by ``text``: ``int2``..``int16``, ``uint1``..``uint16``, ``int8:tensor``, ``float32``.
+        """Format of integer programs named by ``text``: ``int2``..``int16``, ``uint1``..``uint16``, ``int8:tensor``, ``float32``,
+        ``kmeans1``..``kmeans8``, ``binary``, ``ternary``.
 
         Raises PolicyError with the nearest names for any other text, and for a format that is for tensors alone.
         """
@@ -157,9 +177,8 @@ class Format:
             raise _unknown(text, known)
         if format.granularity:
             known = [f"{format.kind}{max(format.width, 2)}"]
-        takes = "int2..int16 (also :tensor), uint1..uint16 and float32"
         raise _unknown(
-            text, known, f" in programs, policies and recipes: they take {takes}, {format} is for tensors alone"
+            text, known, f" in programs, policies and recipes: they take {TAKEN}, {format} is for tensors alone"
         )
 
     @classmethod
@@ -194,3 +213,9 @@ NAMES: Mapping[str, Format] = {
 _GRANULAR = [f"{name}{suffix}" for name, format in NAMES.items() if format.kind in {"int", "uint"}
              for suffix in (":tensor", ":channel", ":group=16")]  # fmt: skip
 FLOAT32 = Format("float", 32)
+TAKEN = "int2..int16 (also :tensor), uint1..uint16, float32, and for weights kmeans1..kmeans8, binary and ternary"
+_COMPUTED_AS = {
+    "kmeans": Format("int", 8, "tensor"),
+    "binary": Format("int", 2),
+    "ternary": Format("int", 2),
+}

@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from haqsearch.errors import PolicyError
-from haqsearch.spec.formats import FLOAT32, Format
+from haqsearch.spec.formats import FLOAT32, TAKEN, Format
 from haqsearch.spec.model import ModelSpec
 
 SCHEMA_VERSION = 1
@@ -31,6 +31,11 @@ class Choice:
         if self == FLOAT_CHOICE:
             return str(self.weight)
         return f"{self.weight}/{self.activation}"
+
+    @property
+    def computed(self) -> Choice:
+        """The formats that programs compute with, which devices are asked about: those of a codebook are no codes."""
+        return Choice(self.weight.computed_as, self.activation) if self.weight.has_codebook else self
 
     @classmethod
     def parse(cls, text: str) -> Choice:
@@ -63,9 +68,12 @@ class Policy(Mapping[str, Choice]):
                 number = format.kind in {"int", "uint", "float"} and not format.granularity
                 if not (number or format.in_programs):
                     raise PolicyError(
-                        f"layer {layer!r} cannot have {format}, which is for tensors alone; programs take int2..int16 "
-                        "(also :tensor), uint1..uint16 and float32"
+                        f"layer {layer!r} cannot have {format}, which is for tensors alone; programs take {TAKEN}"
                     )
+            if choice.activation.has_codebook:
+                raise PolicyError(
+                    f"layer {layer!r} cannot have {choice.activation} activations: it is for weights; write uint8, say"
+                )
 
     def __getitem__(self, layer: str) -> Choice:
         return self.choices[layer]

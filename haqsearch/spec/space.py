@@ -110,13 +110,13 @@ class SearchSpace:
     def build(
         cls,
         model: ModelSpec,
-        weight_bits: Sequence[int],
+        weight_bits: Sequence[int | Format],
         activation_bits: Sequence[int],
         fixed: Mapping[str, Choice] | None = None,
         supports: Callable[[LayerSpec, Choice], bool] = lambda layer, choice: True,
         device: str = "the device",
     ) -> SearchSpace:
-        """Space of ``intW`` weights and ``uintA`` activations; ``fixed`` layers have one candidate.
+        """Space of ``intW`` weights - or of the formats named - and ``uintA`` activations; ``fixed`` layers have one candidate.
 
         Raises PolicyError for an unknown fixed layer, a fixed choice the device refuses, or a layer left without candidates.
         """
@@ -126,7 +126,8 @@ class SearchSpace:
                 near = get_close_matches(name, [layer.name for layer in model], n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
                 raise PolicyError(f"fixed: {model.name} has no layer {name!r}{hint}")
-        weights = [Format.parse(f"int{b}") for b in sorted(set(weight_bits))]
+        named = {f if isinstance(f, Format) else Format.parse(f"int{f}") for f in weight_bits}
+        weights = sorted(named, key=lambda format: (format.bits, format))
         activations = [Format.parse(f"uint{b}") for b in sorted(set(activation_bits))]
         removed: list[str] = []
         allowed = {
@@ -171,10 +172,10 @@ def _legal(
     if fixed is not None:
         if fixed.weight.is_float != fixed.activation.is_float:
             raise PolicyError(f"fixed: layer {layer.name!r}: weights and activation are both float32 or both integers")
-        if not supports(layer, fixed):
+        if not supports(layer, fixed.computed):
             raise PolicyError(f"fixed: {device} does not support {fixed} for layer {layer.name!r}")
         return (fixed.weight,), (fixed.activation,)
-    legal = {(w, a) for w in weights for a in activations if supports(layer, Choice(w, a))}
+    legal = {(w, a) for w in weights for a in activations if supports(layer, Choice(w, a).computed)}
     w_kept = tuple(w for w in weights if any((w, a) in legal for a in activations))
     a_kept = tuple(a for a in activations if any((w, a) in legal for w in weights))
     if not legal:

@@ -7,9 +7,9 @@ from device_shapes import conv, layers, linear, models, wa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from haqsearch.spec import ActivationSpec, ModelSpec, Policy
+from haqsearch.spec import ActivationSpec, Choice, ModelSpec, Policy
 from haqsearch.spec.policy import FLOAT_CHOICE
-from hwmodels import memory
+from hwmodels import Meter, load, memory
 
 
 def test_size_by_hand():
@@ -18,6 +18,37 @@ def test_size_by_hand():
     assert memory.size_bytes(replace(layer, has_bias=False), wa(3, 8)) == 51 + 5 * 4
     assert memory.size_bytes(layer, FLOAT_CHOICE) == 4 * 135 + 4 * 5
     assert memory.size_bytes(replace(layer, weight_shape=()), FLOAT_CHOICE) == 0
+
+
+def test_a_codebook_by_hand():
+    layer = conv("c", 3, 5, 3, 8)  # 135 weights, 5 output channels
+    stored = Choice.parse("int8:tensor/uint8")  # what the device computes with
+
+    def size(text):
+        choice = Choice.parse(f"{text}/uint8")
+        assert choice.computed == stored or not text.startswith("kmeans")
+        return memory.layer_values(layer, choice, choice.computed)["size_bytes"]
+
+    assert size("kmeans3") == 51 + 2**3 + 4 + 5 * 4  # indices, book, one scale, biases
+    assert size("kmeans8") == 135 + 2**8 + 4 + 5 * 4
+    assert size("ternary") == 34 + 5 * 4 + 5 * 4 == memory.size_bytes(layer, wa(2, 8))
+    assert size("binary") == 17 + 5 * 4 + 5 * 4
+    assert memory.bops(layer, Choice.parse("kmeans3/uint4")) == layer.macs * 8 * 4  # computed with 8 bits
+
+
+@pytest.mark.parametrize("name", ["bitfusion", "bismo-edge", "cortex-m7"])
+def test_a_device_charges_a_codebook_for_the_codes_it_computes_with(name):
+    model = ModelSpec("m", (conv("a", 8, 16, 3, 8), linear("b", 16, 10)))
+    meter = Meter(load(name), model)
+    kmeans, int8, table = (
+        Policy.uniform(model, Choice.parse(text)) for text in ("kmeans3/uint8", "int8:tensor/uint8", "kmeans3/uint8")
+    )
+    few, many = meter.costs(kmeans), meter.costs(int8)
+    assert few["size_bytes"] < many["size_bytes"]
+    assert {k: v for k, v in few.items() if k != "size_bytes"} == {k: v for k, v in many.items() if k != "size_bytes"}
+    found = meter.device.table(model, [Choice.parse("kmeans3/uint8")])
+    for metric, values in found.values.items():
+        assert values.sum() == pytest.approx(meter.costs(table)[metric])
 
 
 def test_bops_by_hand():

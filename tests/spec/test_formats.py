@@ -77,7 +77,8 @@ def test_formats_of_a_kind_are_ordered_by_width(kind, data):
 suffixes = st.one_of(st.sampled_from(["", ":tensor", ":channel"]), st.integers(1, 10**9 - 1).map(":group={}".format))
 granular = st.builds("{}{}{}".format, st.sampled_from(["int", "uint"]), st.integers(1, 16), suffixes)
 every = st.one_of(st.sampled_from(sorted(NAMES)), granular)
-EXOTIC = [name for name in NAMES if Format.of(name) not in {*INTS, *UINTS, FLOAT32}]
+CODEBOOKS = [*(f"kmeans{width}" for width in range(1, 9)), "binary", "ternary"]
+EXOTIC = [name for name in NAMES if Format.of(name) not in {*INTS, *UINTS, FLOAT32} and name not in CODEBOOKS]
 
 
 @given(every)
@@ -85,7 +86,8 @@ def test_of_inverts_print(text):
     format = Format.of(text)
     assert str(format) == text
     assert Format.of(f" {text}\n") == format
-    assert format.in_programs == (format in {*INTS, *(Format("int", f.width, "tensor") for f in INTS), *UINTS, FLOAT32})
+    integers = {*INTS, *(Format("int", f.width, "tensor") for f in INTS), *UINTS}
+    assert format.in_programs == (format in {*integers, FLOAT32} or text in CODEBOOKS)
     assert format.uses[-1] == "tensors"
     assert format.in_programs or format.uses == ("tensors",)
 
@@ -147,6 +149,28 @@ def test_programs_policies_and_recipes_refuse_a_format_of_tensors_and_say_so(tex
     layers = {"stem": {"weight": text, "activation": "uint8"}}
     with pytest.raises(PolicyError, match=r"layer 'stem': .* is for tensors alone"):
         Policy.from_json({"schema_version": 1, "layers": layers})
+
+
+@pytest.mark.parametrize("text", CODEBOOKS)
+def test_weights_may_have_a_codebook_in_policies(text):
+    choice = Choice.parse(f"{text}/uint8")
+    assert Choice.parse(str(choice)) == choice
+    assert str(choice) == f"{text}/uint8"
+    assert choice.weight.uses == ("weights", "tensors")
+    computed = "int8:tensor" if text.startswith("kmeans") else "int2"
+    assert choice.computed == Choice.parse(f"{computed}/uint8")
+    assert choice.weight.code_max == -choice.weight.code_min == Format.of(computed).code_max
+    assert choice.weight.bits <= choice.computed.weight.bits
+    policy = Policy({"stem": choice})
+    assert Policy.from_json(policy.to_json()) == policy
+    with pytest.raises(PolicyError, match="it is for weights"):
+        Policy({"stem": Choice.parse(f"int4/{text}")})
+
+
+def test_what_has_no_codebook_is_computed_as_itself():
+    for text in ("int4", "int4:tensor", "uint8", "float32"):
+        assert Format.of(text).computed_as == Format.of(text) and not Format.of(text).has_codebook
+    assert Choice.parse("w4a8").computed == Choice.parse("w4a8")
 
 
 def test_a_layer_may_have_one_weight_scale_in_policies():

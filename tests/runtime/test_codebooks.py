@@ -1,0 +1,144 @@
+"""Networks whose weights have codebooks: integer programs as any other, exact on every backend, in files and exports."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from networks import INTEGER, inputs, random_policy, small
+
+from haqsearch.errors import ModelError
+from haqsearch.evaluate import Evaluator, WeightBank, float_logits, score_logits
+from haqsearch.ptq.pipeline import Pipeline
+from haqsearch.qat import FinetuneSettings, finetune, load_finetuned, save_finetuned
+from haqsearch.runtime import load_program, run_codes, run_program, save_program
+from haqsearch.runtime.pieces import Memo
+from haqsearch.runtime.verify import verify
+from haqsearch.spec import Choice, Format, Policy
+from haqsearch.spec.ptq import PTQ_PRESETS
+
+from .oracle import oracle_codes
+
+BOOKS = [*(f"kmeans{width}" for width in range(1, 9)), "binary", "ternary"]
+
+
+def mixed(ready, seed):
+    """Random widths, about every other layer with a codebook."""
+    policy, generator = random_policy(ready, seed), torch.Generator().manual_seed(seed)
+    for layer in ready.spec.quantizable:
+        pick = int(torch.randint(2 * len(BOOKS), (1,), generator=generator))
+        if pick < len(BOOKS):
+            policy = policy.replace(layer.name, Format.parse(BOOKS[pick]))
+    return policy
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.sampled_from(sorted(INTEGER)), st.integers(0, 10**6))
+def test_every_backend_gives_the_codes_of_the_oracle(name, seed):
+    ready = small(name)
+    program, x = ready.lower(mixed(ready, seed)), inputs(name, 9, seed)
+    codes = run_codes(program, x, "reference")
+    assert torch.equal(codes, oracle_codes(program, x).to(codes.dtype))
+    native = pytest.importorskip("haqsearch.runtime.native")
+    assert native
+    assert torch.equal(run_codes(program, x, "native"), codes)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_file_gives_the_same_program(digits, tmp_path, seed):
+    ready, splits = digits
+    program = ready.lower(mixed(ready, seed))
+    save_program(program, tmp_path / "m.safetensors")
+    loaded = load_program(tmp_path / "m.safetensors")
+    formats = [step.weight_format for step in program.instructions]
+    assert [step.weight_format for step in loaded.instructions] == formats
+    assert torch.equal(run_codes(loaded, splits.search[0]), run_codes(program, splits.search[0]))
+    assert loaded.weight_bytes == program.weight_bytes
+
+
+def test_onnx_runtime_computes_the_codes(digits, tmp_path):
+    from tests.export.test_onnx import check_equal, exported
+
+    ready, splits = digits
+    program = ready.lower(Policy.uniform(ready.spec, Choice.parse("kmeans3/uint8")))
+    check_equal(program, exported(program, tmp_path), splits.report[0])
+
+
+def test_weight_bytes_are_those_the_budget_counts(digits):
+    """But for biases and scales: indices and books."""
+    from hwmodels import memory
+
+    ready, _ = digits
+    policy = Policy.uniform(ready.spec, Choice.parse("kmeans3/uint8"))
+    counted = sum(
+        memory.size_bytes(layer, policy[layer.name]) - 4 - 4 * layer.out_channels for layer in ready.spec.quantizable
+    )
+    assert ready.lower(policy).weight_bytes == counted
+
+
+def test_a_program_with_more_codes_than_the_book_holds_is_refused(digits):
+    ready, _ = digits
+    program = ready.lower(Policy.uniform(ready.spec, Choice.parse("kmeans2/uint8")))
+    step = next(step for step in program.instructions if step.layer)
+    codes = program.constants[f"{step.name}.weight"].clone()
+    codes.view(-1)[:5] = torch.tensor([1, 2, 3, 4, 5], dtype=torch.int8)
+    with pytest.raises(ModelError, match="more different weights than kmeans2 has"):
+        verify(replace(program, constants={**program.constants, f"{step.name}.weight": codes}))
+
+
+def test_more_bits_lose_less(digits):
+    ready, splits = digits
+
+    class Free:
+        metrics = ()
+
+        def costs(self, policy):
+            return {}
+
+    evaluator = Evaluator(ready, splits, Free(), ())
+    kl = [evaluator.evaluate(Policy.uniform(ready.spec, Choice.parse(f"kmeans{b}/uint8"))).kl for b in (2, 4, 8)]
+    assert kl[0] > kl[1] > kl[2]
+
+
+def test_rounding_that_looks_at_inputs_keeps_the_book_and_loses_less(digits):
+    ready, splits = digits
+    fast = WeightBank(Pipeline(ready.graph, PTQ_PRESETS["fast"]), splits.calibrate[0])
+    reference = float_logits(ready.graph, splits.search[0])
+    for text in ("kmeans2", "binary", "ternary", "int2:tensor"):
+        policy = Policy.uniform(ready.spec, Choice.parse(f"{text}/uint8"))
+        for layer, choice in policy.items():
+            near, made = ready.weight(layer, choice.weight), fast(layer, choice.weight)
+            assert set(made.codes.unique().tolist()) <= set(near.codes.unique().tolist()) | {0}
+            if choice.weight.computed_as.granularity == "tensor":
+                assert torch.equal(made.scale, near.scale)
+        programs = [network.lower(policy) for network in (ready, replace(ready, weight=fast, memo=Memo()))]
+        before, after = (
+            score_logits(run_program(program, splits.search[0]), splits.search[1], reference).kl for program in programs
+        )
+        print(f"{text}: kl {before:.3f}, rounded to the outputs {after:.3f}")
+        assert after < before
+
+
+def test_training_keeps_the_codebook_and_loses_less(digits, tmp_path):
+    ready, splits = digits
+    policy = Policy.uniform(ready.spec, Choice.parse("kmeans2/uint8"))
+    weights = {layer: ready.weight(layer, choice.weight) for layer, choice in policy.items()}
+    tuned = finetune(
+        ready.graph, ready.plan, policy, ready.ranges, weights, splits, FinetuneSettings(40, learning_rate=1e-3)
+    )
+    for layer, weight in tuned.weights.items():
+        assert set(weight.codes.unique().tolist()) <= set(weights[layer].codes.unique().tolist())
+    x, labels = splits.report
+    reference = float_logits(ready.graph, x)
+    before, after = (
+        score_logits(run_program(network.lower(policy), x), labels, reference).kl
+        for network in (ready, ready.finetuned(tuned))
+    )
+    print(f"kmeans2 on held-out digits: kl {before:.3f} -> {after:.3f}")
+    assert after < 0.8 * before
+    save_finetuned(tuned, tmp_path / "t.safetensors")
+    loaded = load_finetuned(tmp_path / "t.safetensors", ready.graph, weights)
+    assert all(torch.equal(loaded.weights[layer].codes, w.codes) for layer, w in tuned.weights.items())
