@@ -21,6 +21,10 @@ DataRoot = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option("--data-root", metavar="DIR", help="Folder with data sets and weights; also HAQSEARCH_DATA."),
 ]
+RunRecipe = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--recipe", metavar="FILE", help="Recipe of the run, if modules of yours lie beside it."),
+]
 PolicyText = Annotated[str, typer.Option("--policy", metavar="P", help="A policy file, or uniform:w4a8.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
