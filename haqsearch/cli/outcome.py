@@ -54,7 +54,8 @@ def summarize(a: Assembly, name: str, records: list[Record], best: Candidate, sc
             }
             for limit in a.limits
         ],
-        "evaluations": sum(r.score is not None for r in records),
+        "evaluations": sum(r.evaluation.ok for r in records),
+        "pruned_evaluations": sum(r.pruned for r in records),
         "feasible_evaluations": sum(r.feasible for r in records),
         "seconds": {},
         "policy_digest": best.policy.digest,
@@ -94,6 +95,16 @@ def summarize_uniform(a: Assembly, best: Record, finished: Candidate | None) -> 
     }
 
 
+def provenance(a: Assembly) -> dict[str, Any]:
+    """What every policy file says beside its policy: for which weights and device it was found."""
+    return {
+        "model": a.model_name,
+        "model_digest": a.prepared.spec.digest,
+        "weights_digest": a.weights_digest,
+        "hardware": {"name": a.device.name, "digest": a.device.digest, "batch": a.device.default_batch},
+    }
+
+
 def policy_json(a: Assembly, best: Candidate) -> dict[str, Any]:
     """``policy.json``: formats by layer, what they cost, and for which weights and device they were found."""
     from hwmodels.savings import idle
@@ -117,10 +128,7 @@ def policy_json(a: Assembly, best: Candidate) -> dict[str, Any]:
         for layer, cost in a.meter.layer_costs(best.policy)
     ]
     return best.policy.to_json(
-        model=a.model_name,
-        model_digest=a.prepared.spec.digest,
-        weights_digest=a.weights_digest,
-        hardware={"name": a.device.name, "digest": a.device.digest, "batch": a.device.default_batch},
+        **provenance(a),
         fidelity=best.evaluation.fidelity,
         costs=a.meter.costs(best.policy),
         layer_costs=layer_costs,

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 import haqsearch
 from haqsearch.cli.assemble import RECIPE_FILE, Assembly
 from haqsearch.cli.finish import Candidate, Finisher
-from haqsearch.cli.outcome import environment, policy_json, summarize, summarize_uniform
+from haqsearch.cli.outcome import environment, policy_json, provenance, summarize, summarize_uniform
 from haqsearch.config import AFTERTHOUGHTS, flat, load_recipe, to_toml
 from haqsearch.errors import SearchError
 from haqsearch.files import write_json_atomic, write_text_atomic
 from haqsearch.spec import OBJECTIVES
 
 if TYPE_CHECKING:
+    from haqsearch.search.ladder import Ladder
     from haqsearch.search.loop import Event, Summary
     from haqsearch.search.records import Record
 
@@ -46,6 +47,11 @@ class Clock:
         """Write down the time of the stage under way, once a second; a killed process loses only what came after."""
         if time.perf_counter() - self.written >= every:
             self._write()
+
+    @property
+    def spent(self) -> float:
+        """Seconds of the stage under way, those before a restart included."""
+        return self.before + time.perf_counter() - self.start
 
     def _write(self) -> None:
         self.written = time.perf_counter()
@@ -79,11 +85,10 @@ class Run:
                 self._round_weights()
         with self.clock.stage("search"):
             records, summary = self._search()
-        if summary.exhausted:
-            self.say(f"search ended early: {summary.exhausted}")
+        self.say(f"search ended: {summary.why}")
         candidates, baseline, finished_baseline = self._finish(records)
         with self.clock.stage("report"):
-            return self._report(records, candidates, baseline, finished_baseline)
+            return self._report(records, summary, candidates, baseline, finished_baseline)
 
     @property
     def _rounds_slowly(self) -> bool:
@@ -146,7 +151,7 @@ class Run:
     def _search(self) -> tuple[list[Record], Summary]:
         from haqsearch.search.loop import run_search
         from haqsearch.search.pool import Pool, SerialPool
-        from haqsearch.search.records import read_records, write_pareto, write_trials
+        from haqsearch.search.records import best_of, read_records, write_best, write_pareto, write_trials
 
         a, recipe = self.assembly, self.assembly.recipe
         pool: Pool
@@ -158,12 +163,29 @@ class Run:
         else:
             pool = SerialPool(a.evaluator.evaluate)
 
+        best_file, origin = self.folder / "best.json", provenance(a)
+
         def on_event(event: Event) -> None:
             self.clock.tick()
+            if event.best is event.record:
+                write_best(best_file, event.record, **origin)
             self.on_event(event)
 
+        if known := best_of(read_records(self.study)):  # a killed process may have told it, but not have written it
+            write_best(best_file, known, **origin)
         try:
-            summary = run_search(a.problem, a.agent, pool, self.study, recipe.max_evaluations, on_event)
+            summary = run_search(
+                a.problem,
+                a.agent,
+                pool,
+                self.study,
+                recipe.max_evaluations,
+                on_event,
+                max_seconds=recipe.max_seconds - self.clock.spent,
+                patience=recipe.patience,
+                ladder=self._ladder,
+                say=self.say,
+            )
         finally:
             pool.close()
         records = read_records(self.study)
@@ -171,6 +193,12 @@ class Run:
         metrics = list(dict.fromkeys(limit.metric for limit in a.limits))
         write_pareto(self.folder / "pareto.json", records, a.problem.objective, metrics)
         return records, summary
+
+    @property
+    def _ladder(self) -> Ladder:
+        from haqsearch.search.ladder import Ladder
+
+        return Ladder(**self.assembly.recipe.ladder.model_dump())
 
     def _feasible(self, records: list[Record]) -> list[Record]:
         """Feasible records, best score first."""
@@ -205,6 +233,7 @@ class Run:
     def _report(
         self,
         records: list[Record],
+        search: Summary,
         candidates: list[Candidate],
         baseline: Record | None,
         finished_baseline: Candidate | None,
@@ -219,14 +248,16 @@ class Run:
         self.say("scoring the winner on the report split")
         scores = a.evaluator.score(best.program, "report")
         summary = summarize(a, self.folder.name, records, best, scores)
+        summary["ended"] = {"by": search.ended, "why": search.why}
+        summary["ladder"] = self._ladder.summary(self.study) if a.recipe.ladder.rungs else None
         if baseline:
             summary["uniform"] = summarize_uniform(a, baseline, finished_baseline)
-        provenance = {"haqsearch.policy_digest": best.policy.digest, "haqsearch.version": haqsearch.__version__}
-        save_program(best.program, self.folder / "model.safetensors", provenance)
+        metadata = {"haqsearch.policy_digest": best.policy.digest, "haqsearch.version": haqsearch.__version__}
+        save_program(best.program, self.folder / "model.safetensors", metadata)
         write_json_atomic(self.folder / "policy.json", policy_json(a, best))
         notes = []
         try:
-            exporter("onnx")(best.program, self.folder / "model.onnx", provenance)
+            exporter("onnx")(best.program, self.folder / "model.onnx", metadata)
         except haqsearch.HaqError as error:  # a float region; everything else is still worth having
             notes.append(f"no model.onnx: {error}")
             self.say(notes[-1])

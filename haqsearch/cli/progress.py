@@ -44,19 +44,19 @@ class Progress:
     def on_event(self, event: Event) -> None:
         self.done_here += 1
         rate = self.done_here / max(event.seconds, 1e-9)
-        left = (event.max_evaluations - event.complete) / max(rate, 1e-9)
+        left = (event.max_evaluations - event.evaluations) / max(rate, 1e-9)
         best = "none inside the budget yet"
         if event.best is not None and event.best.evaluation.accuracy is not None:
             e = event.best.evaluation
             best = f"best {e.accuracy:.2%}, KL {e.kl:.4f}"
-        failed = f", {event.failed} failed" if event.failed else ""
-        line = (
-            f"{event.complete}/{event.max_evaluations} evaluations{failed} | {best} | {rate:.2f}/s | {left:.0f} s left"
-        )
+        others = f", {event.pruned} pruned" if event.pruned else ""
+        others += f", {event.failed} failed" if event.failed else ""
+        done = f"{event.evaluations}/{event.max_evaluations} evaluations{others}"
+        line = f"{done} | {best} | {rate:.2f}/s | {left:.0f} s left"
         if self.live is not None:
             if self.task is None:
                 self.task = self.live.add_task(line, total=self.max_evaluations)
-            self.live.update(self.task, description=line, completed=event.complete)
-        elif time.monotonic() - self.last >= _PLAIN_SECONDS or event.complete == event.max_evaluations:
+            self.live.update(self.task, description=line, completed=event.evaluations)
+        elif time.monotonic() - self.last >= _PLAIN_SECONDS or event.evaluations == event.max_evaluations:
             self.last = time.monotonic()
             print(line, flush=True)

@@ -41,6 +41,16 @@ def _uniform(uniform: dict[str, Any]) -> str:
     return f"{uniform['policy']} {uniform['accuracy'] if finished is None else finished:.2%}"
 
 
+def _ladder(rungs: list[dict[str, Any]]) -> str:
+    return "; ".join(
+        f"{rung['samples'] or 'all'} samples: {rung['scored']} scored, {rung['seconds']:.1f} s"
+        + (f", {rung['pruned']} pruned" if rung["samples"] else "")
+        + (f", rank correlation {rung['correlation']:.2f}" if rung.get("correlation") is not None else "")
+        + ("" if rung.get("kept", True) else ", dropped")
+        for rung in rungs
+    )
+
+
 def _print(summary: dict[str, Any], folder: Path) -> None:
     from rich.console import Console
 
@@ -55,5 +65,8 @@ def _print(summary: dict[str, Any], folder: Path) -> None:
         share = budget["value"] / summary["int8_metrics"][budget["metric"]]
         console.print(f"{budget['metric']} {budget['value']:.6g} ({share:.3f} of int8); budget {budget['text']}: {met}")
     times = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in summary["seconds"].items())
-    console.print(f"{summary['evaluations']} evaluations; {times}")
+    pruned = f" ({summary['pruned_evaluations']} pruned)" if summary["pruned_evaluations"] else ""
+    console.print(f"{summary['evaluations']} evaluations{pruned}; {times}")
+    if summary["ladder"]:
+        console.print(f"ladder: {_ladder(summary['ladder']['rungs'])}")
     console.print(f"report: {folder / 'report.html'}")
