@@ -218,7 +218,7 @@ def test_the_licence_is_the_whole_of_apache_2():
 
 
 def test_recipes_of_ours_are_valid():
-    for path in sorted((ROOT / "searches").glob("*.toml")):
+    for path in sorted((ROOT / "searches").rglob("*.toml")):
         load_recipe(path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import re
@@ -49,8 +50,9 @@ class Entrant:
 
     @property
     def slug(self) -> str:
-        """As a folder's name."""
-        return re.sub(r"[^\w.]+", "-", self.text).strip("-")
+        """As a folder's name, another one for every text."""
+        plain = re.sub(r"[^\w.]+", "-", self.text).strip("-")
+        return f"{plain}-{hashlib.sha256(self.text.encode()).hexdigest()[:6]}" if self.options else plain
 
 
 @dataclass(frozen=True)

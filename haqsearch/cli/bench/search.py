@@ -129,7 +129,7 @@ def about(stage: Stage) -> dict[str, Any]:
         "limits": {limit.metric: limit.value for limit in a.limits},
         "objective": objective.name,
         "objective_sign": objective.sign,
-        "ptq": list(a.recipe.ptq.pipeline),
+        "ptq": " + ".join(a.recipe.ptq.steps) or a.recipe.ptq.preset,
         "variables": len(a.problem.free),
         "space": float(a.space.size),
         "splits": {name: len(getattr(a.splits, name)[0]) for name in ("calibrate", "search", "report")},

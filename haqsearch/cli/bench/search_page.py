@@ -116,7 +116,7 @@ def _about(about: dict[str, Any], rows: Sequence[Row]) -> str:
     where, splits = about["environment"], about["splits"]
     commits = ", ".join(sorted({row.commit for row in rows}))
     return (
-        f"{about['model']} on {about['data']}, {about['hardware']}, `{'; '.join(about['budget'])}`, {' + '.join(about['ptq'])}; "
+        f"{about['model']} on {about['data']}, {about['hardware']}, `{'; '.join(about['budget'])}`, ptq {about['ptq']}; "
         f"{about['variables']} variables, {about['space']:.1e} policies; objective: {about['objective']} on {splits['search']:,} "
         f"search samples; float accuracy {about['float_accuracy']:.2%} on {splits['report']:,} report samples. Commit {commits}; "
         f"{where['processor']}, {where['cores']} cores, torch {where['torch']}, optuna {where['optuna']}, "
