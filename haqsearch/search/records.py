@@ -80,6 +80,11 @@ def read_records(study: Study) -> list[Record]:
     return [record_of(trial) for trial in trials if "evaluation" in trial.user_attrs]
 
 
+def thinking_seconds(study: Study) -> dict[int, float]:
+    """Processor seconds that the agent took to propose each trial, by number."""
+    return {trial.number: trial.user_attrs.get("thinking_s", 0.0) for trial in study.get_trials(deepcopy=False)}
+
+
 def best_of(records: Sequence[Record]) -> Record | None:
     """The feasible record with the highest score; of equals the first. None if there is none."""
     return max((r for r in records if r.feasible), key=lambda r: (r.score, -r.number), default=None)

@@ -17,8 +17,6 @@ from typing import TYPE_CHECKING, Any
 from haqsearch.errors import DataError, RecipeError, SearchError
 
 if TYPE_CHECKING:
-    from optuna.study import Study
-
     from haqsearch.agents import Agent
     from haqsearch.cli.bench.stages import Stage
     from haqsearch.search.loop import Event
@@ -158,26 +156,24 @@ class Cell:
             run_search(assembly.problem, self.agent, pool, study, self.evaluations, on_event)
             return self._rows(study, at, commit)
 
-    def _rows(self, study: Study, at: Sequence[int], commit: str) -> list[Row]:
-        from optuna.trial import TrialState
+    def _rows(self, study: Any, at: Sequence[int], commit: str) -> list[Row]:
+        from haqsearch.search.records import read_records, thinking_seconds
 
-        from haqsearch.search.records import record_of
-
-        trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        records = [record for record in read_records(study) if record.score is not None]
+        thought = thinking_seconds(study)
         counts = sorted({count for count in at if count < self.evaluations} | {self.evaluations})
         rows: list[Row] = []
         best: Record | None = None
         thinking = scoring = 0.0
-        for evaluation, trial in enumerate(trials, start=1):
-            record = record_of(trial)
-            thinking += trial.user_attrs.get("thinking_s", 0.0)
+        for evaluation, record in enumerate(records, start=1):
+            thinking += thought[record.number]
             scoring += record.evaluation.seconds
             if record.feasible and (best is None or (record.score or 0.0) > (best.score or 0.0)):
                 best = record
                 rows.append(self._row(best, IMPROVED, evaluation, thinking, scoring, commit))
             # A search that ended early had its last best ever after.
             done = [
-                count for count in counts if evaluation == count or (evaluation == len(trials) and count > evaluation)
+                count for count in counts if evaluation == count or (evaluation == len(records) and count > evaluation)
             ]
             rows += [self._row(best, REPORTED, count, thinking, scoring, commit) for count in done if best]
         return rows
