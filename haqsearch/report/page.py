@@ -211,7 +211,8 @@ def _kpis(run: Run) -> str:
 
 def _budget_and_summary(run: Run) -> str:
     left = (
-        f"<div>{_card('Budget', tables.budget(run))}{_card('Wall time', tables.stages(run.mapping('seconds')))}</div>"
+        f"<div>{_card('Budget', tables.budget(run))}{_card('Wall time', tables.stages(run.mapping('seconds')))}"
+        f"{_card('Ladder', rungs) if (rungs := tables.ladder(run)) else ''}</div>"
     )
     return f'<div class="columns">{left}<div>{_card("Run", tables.summary(run))}</div></div>'
 

@@ -246,15 +246,17 @@ def _trials(path: Path) -> tuple[Trial, ...]:
 
 
 def _trial(row: Mapping[Any, Any], metrics: list[str]) -> Trial:
+    pruned = ":" in _text(row.get("fidelity"))  # scored on a part of the split: no figure to lay beside the others
+    accuracy, loss, kl = (None if pruned else finite(row.get(name)) for name in ("accuracy", "loss", "kl"))
     return Trial(
         number=int(finite(row["number"]) or 0),
         source=_text(row.get("source")) or "agent",
         digest=_text(row["policy_digest"]),
         feasible=bool(finite(row["feasible"])),
         violation=finite(row.get("violation")),
-        accuracy=finite(row.get("accuracy")),
-        loss=finite(row.get("loss")),
-        kl=finite(row.get("kl")),
+        accuracy=accuracy,
+        loss=loss,
+        kl=kl,
         score=finite(row.get("score")),
         metrics={name: finite(row.get(name)) for name in metrics},
         choices=_choices(row.get("policy")),

@@ -95,6 +95,7 @@ def summary(run: Run) -> str:
     s = run.summary
     failed = sum(bool(t.error) for t in run.trials)
     evaluated = f"{count(run.number('evaluations'))}, {count(run.number('feasible_evaluations'))} within the budget"
+    evaluated += f", {count(pruned)} pruned" if (pruned := run.number("pruned_evaluations")) else ""
     aim = f"{'maximises' if run.objective.sign > 0 else 'minimises'} {run.objective.title}"
     lines: list[tuple[str, str, str]] = [
         ("Model", str(s.get("model") or MISSING), ""),
@@ -123,6 +124,27 @@ def _policy_widths(run: Run) -> str:
         return ""
     pairs = tuple(f"{layer.weight.text}/{layer.activation.text}" for layer in quantized)
     return f"{mean_widths(pairs)} over {len(quantized)} layers"
+
+
+def ladder(run: Run) -> str:
+    """The rungs of the search: policies scored and pruned on each, its time, and how well it predicted the next."""
+    rungs = run.mapping("ladder").get("rungs")
+    rows = []
+    for rung in (r for r in rungs if isinstance(r, dict)) if isinstance(rungs, list) else ():
+        top = rung.get("samples") is None
+        rho = finite(rung.get("correlation"))
+        said = MISSING if rho is None else decimal(rho, 2)
+        rows.append(
+            cell("all" if top else count(rung.get("samples")), tag="th")
+            + cell(count(rung.get("scored")), kind="num")
+            + cell(MISSING if top else count(rung.get("pruned")), kind="num")
+            + cell(duration(finite(rung.get("seconds")) or 0.0), kind="num")
+            + cell(said + ("" if rung.get("kept", True) else ", dropped"), kind="num")
+        )
+    hint = "Spearman, with the next rung, over the policies that went all the way first"
+    head = [cell("Samples", tag="th")]
+    head += [cell(text, kind="num", tag="th") for text in ("Policies", "Pruned", "Time")]
+    return table([*head, cell("Rank correlation", hint, "num", "th")], rows, "ladder") if rows else ""
 
 
 def stages(seconds: Mapping[str, Any]) -> str:

@@ -236,3 +236,29 @@ def test_a_layer_says_where_fewer_bits_buy_nothing() -> None:
     assert "⊘" not in row()
     assert "compute ⊘ w<" in row("weight") and "fewer weight bits buy nothing here" in row("weight")
     assert "<b>" not in row("<b>")
+
+
+def test_the_ladder_is_a_table_and_what_it_pruned_is_in_no_figure(tmp_path: Path) -> None:
+    plain = Page(write_report(write_run(tmp_path / "plain", trials=12)))
+    rungs = [
+        {"samples": 250, "scored": 12, "pruned": 2, "seconds": 1.5, "correlation": 0.93, "kept": True},
+        {"samples": 500, "scored": 10, "pruned": 0, "seconds": 2.0, "correlation": 0.41, "kept": False},
+        {"samples": None, "scored": 10, "pruned": 0, "seconds": 4.0},
+    ]
+    folder = write_run(tmp_path / "run", trials=12)
+    change(folder, "summary.json", ladder={"rungs": rungs}, pruned_evaluations=2)
+    frame = pd.read_parquet(folder / "trials.parquet")
+    frame["fidelity"] = ["ptq"] * 10 + ["ptq:250"] * 2
+    frame.to_parquet(folder / "trials.parquet")
+    page = Page(write_report(folder))
+    assert (
+        "Samples Policies Pruned Time Rank correlation 250 12 2 1.5 s 0.93 500 10 0 2.0 s 0.41, dropped all"
+        in page.text
+    )
+    assert "2 pruned" in page.text
+    assert "Rank correlation" not in plain.text
+    points = [
+        sum(len(trace["x"]) for trace in p.figures["progress"]["data"] if trace["mode"] == "markers")
+        for p in (plain, page)
+    ]
+    assert points == [12, 10]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import subprocess
 import sys
@@ -11,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from haqsearch.search.records import Record, read_records
+from haqsearch.search.records import Record, best_of, read_records
 from haqsearch.search.storage import JOURNAL, load_study
+from haqsearch.spec import Policy
 
 EVALUATIONS, PAUSE, KILLS = 24, 0.04, 5
 
@@ -27,7 +29,17 @@ def outcome(folder: Path) -> list[Record]:
     return read_records(load_study(folder, "kill"))
 
 
-@pytest.mark.parametrize("agent", ["random", "tpe"])
+def best_on_disk(folder: Path) -> float | None:
+    """Score in ``best.json``, which has to be a whole policy file at any moment; None before the first."""
+    path = folder / "best.json"
+    if not path.exists():
+        return None
+    content = json.loads(path.read_text())
+    assert Policy.from_json(content).digest == content["digest"]
+    return content["score"]
+
+
+@pytest.mark.parametrize("agent", ["random", "tpe+ladder"])
 def test_a_killed_search_ends_as_an_uninterrupted_one(tmp_path, agent):
     assert start(tmp_path / "whole", agent).wait() == 0
     whole = outcome(tmp_path / "whole")
@@ -40,21 +52,26 @@ def test_a_killed_search_ends_as_an_uninterrupted_one(tmp_path, agent):
         # Die somewhere within the evaluations after this one: in the middle of any of ask, evaluate, write and tell.
         target = kill * EVALUATIONS // (KILLS + 2)
         while process.poll() is None and (not log.exists() or len(log.read_text().split()) < target):
+            best_on_disk(folder)
             time.sleep(0.002)
         time.sleep(moments.uniform(0, 3 * PAUSE))
         assert process.poll() is None, "it ended before it could be killed: the test would show nothing"
         process.kill()
         process.wait()
+        best_on_disk(folder)
     assert start(folder, agent).wait() == 0
 
     records = outcome(folder)
-    assert sum(r.score is not None for r in records) == EVALUATIONS
+    assert sum(r.evaluation.ok for r in records) == EVALUATIONS
+    assert any(r.pruned for r in records) == agent.endswith("ladder")
+    assert best_on_disk(folder) == best_of(records).score
     digests = [r.policy.digest for r in records]
     assert len(set(digests)) == len(digests), "a policy was completed twice"
     assert digests == [r.policy.digest for r in whole]
     assert [r.score for r in records] == [r.score for r in whole]
+    assert [r.evaluation.fidelity for r in records] == [r.evaluation.fidelity for r in whole]
     again = Counter(log.read_text().split())
-    assert set(again) == set(digests)
+    assert {text.partition(":")[0] for text in again} == set(digests)
     assert sum(again.values()) - len(again) <= KILLS, "more was evaluated again than what was under way at a kill"
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise, product
 
 import pytest
@@ -7,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from haqsearch.search.records import Record, pareto
-from haqsearch.search.volume import FrontVolume, reference_costs
-from haqsearch.spec import OBJECTIVES, Choice, Evaluation, Limit, Policy
+from haqsearch.search.volume import FrontVolume
+from haqsearch.spec import OBJECTIVES, Choice, Evaluation, Policy
+from haqsearch.testing.agent_cases import toy_problem
 
 POLICY = Policy({"a": Choice.parse("w4a4")})
 LOSS = OBJECTIVES["loss"]
@@ -46,7 +48,9 @@ def test_it_never_falls_with_more_trials(records, cut):
     in_two = volume(records[:cut], reference)  # as a resumed search adds them
     in_two.add(records[cut:])
     assert in_two.share == pytest.approx(shares[-1])
-    assert len(in_two) == len(pareto(records, ["size_bytes", "bops"]))
+    front = pareto(records, ["size_bytes", "bops"])
+    assert len(in_two) == len(front)
+    assert in_two.newest == max((record.number for record in front), default=None)
 
 
 @given(trials)
@@ -66,9 +70,11 @@ def test_it_is_the_share_of_the_cells_that_a_count_finds(records):
 
 
 def test_the_reference_is_the_limit_or_int8_and_the_worst_uniform_policy():
-    limits = (Limit("latency_s", 0.5, ""), Limit("latency_s", 0.4, ""), Limit("bops", 9.0, ""))
-    costs = reference_costs(["energy_j", "latency_s"], limits, {"energy_j": 3.0, "latency_s": 1.0, "bops": 10.0})
-    assert costs == {"energy_j": 3.0, "latency_s": 0.4}
+    problem = toy_problem(share=0.5, tradeoff=("bops",))
+    full = problem.costing.costs(Policy.uniform(problem.space.model, Choice.parse("w8a8")))
+    assert problem.reference == {"bops": 0.5 * full["bops"]}
+    assert replace(problem, limits=(), tradeoff=("size_bytes", "bops")).reference == full
+    assert replace(problem, tradeoff=()).reference == {}
     found = volume([made(0, 4.0, (1.0,), "uniform"), made(1, 8.0, (0.5,)), made(2, 1.0, (1.5,))], {"size_bytes": 2.0})
     assert found.to_json() == {
         "hypervolume": pytest.approx((0.5 * 3 + 0.5 * 0) / (4 * 2)),

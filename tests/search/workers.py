@@ -7,14 +7,22 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from haqsearch.agents import build_agent
-from haqsearch.search.loop import run_search
-from haqsearch.search.pool import SerialPool
+from haqsearch.search.ladder import Ladder
+from haqsearch.search.loop import Event, run_search
+from haqsearch.search.pool import Part, SerialPool
+from haqsearch.search.records import best_of, read_records, write_best
 from haqsearch.search.storage import exclusive, open_study
 from haqsearch.spec import Evaluation, Policy
 from haqsearch.testing.agent_cases import AdditiveLoss, toy_model, toy_problem
+
+SAMPLES = 40
+LADDER = Ladder((10,), trial_run=5)
 
 
 def additive(config: dict) -> Callable[[Policy], Evaluation]:
@@ -42,20 +50,33 @@ def broken(config: dict) -> Callable[[Policy], Evaluation]:
 
 
 def logged_search(folder: Path, agent: str, evaluations: int, pause: float) -> None:
-    """A search in ``folder`` whose evaluator takes ``pause`` seconds and then appends the policy's digest to a log."""
+    """A search in ``folder`` whose evaluator takes ``pause`` seconds and then appends the policy's digest to a log.
+
+    Its best policy is kept in ``best.json``. An agent called ``NAME+ladder`` searches on the rungs of ``LADDER``.
+    """
     problem = toy_problem()
     good = AdditiveLoss(problem.space.model)
 
-    def evaluate(policy: Policy) -> Evaluation:
+    def evaluate(policy: Policy, part: Part = (0, None)) -> Evaluation:
         time.sleep(pause)
+        first, last = part[0], part[1] or SAMPLES
         with (folder / "evaluated.log").open("a") as log:
-            log.write(f"{policy.digest}\n")
-        return good(policy)
+            log.write(f"{policy.digest}:{first}\n")
+        noise = np.random.default_rng(int(policy.digest, 16) % 2**32).normal(1, 0.05, SAMPLES)[first:last].mean()
+        return replace(good(policy), loss=float((good(policy).loss or 0.0) * noise), samples=last - first)
+
+    def keep_best(event: Event) -> None:
+        if event.best is event.record:
+            write_best(folder / "best.json", event.record)
 
     with exclusive(folder):
         study = open_study(folder, "kill", "recipe")
-        chosen = build_agent(agent, problem, seed=1, max_evaluations=evaluations)
-        run_search(problem, chosen, SerialPool(evaluate), study, evaluations)
+        if known := best_of(read_records(study)):
+            write_best(folder / "best.json", known)
+        name, _, on_ladder = agent.partition("+")
+        chosen = build_agent(name, problem, seed=1, max_evaluations=evaluations)
+        ladder = LADDER if on_ladder else Ladder()
+        run_search(problem, chosen, SerialPool(evaluate), study, evaluations, keep_best, ladder=ladder)
 
 
 if __name__ == "__main__":
