@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from sys import float_info
 from typing import Protocol
 
 from haqsearch.errors import BudgetError
-from haqsearch.spec.policy import Policy
+from haqsearch.spec.policy import Choice, Policy
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,17 @@ class Costing(Protocol):
     @property
     def metrics(self) -> tuple[str, ...]: ...
 
+    @property
+    def additive(self) -> Collection[str]:
+        """The metrics that are sums over the layers: those an exact solver may add."""
+        ...
+
     def costs(self, policy: Policy) -> dict[str, float]:
         """Every metric of the whole network under ``policy``, in base units."""
+        ...
+
+    def layer_values(self, layer: str, choice: Choice) -> Mapping[str, float]:
+        """What one layer under ``choice`` adds to every additive metric, in base units."""
         ...
 
 
