@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from haqsearch.errors import HaqError, RecipeError
-from haqsearch.spec import METRICS, Budget, Choice
+from haqsearch.spec import METRICS, Budget, Choice, Format
 from haqsearch.spec.ptq import ptq_steps
 
 # Keys that may change in a run folder: they decide neither which policies are proposed nor what they score.
@@ -109,8 +109,10 @@ class Recipe(_Section):
     agent: str = "ddpg"
     objective: Literal["accuracy", "loss", "kl"] = "kl"
     weight_bits: tuple[int, ...] = Field((2, 3, 4, 5, 6, 7, 8), min_length=1)
+    weight_formats: tuple[str, ...] = ()
     activation_bits: tuple[int, ...] = Field((2, 3, 4, 5, 6, 7, 8), min_length=1)
     fixed: dict[str, str] = {}
+    warm_start: tuple[str, ...] = ()
     prune_dominated: bool = False
     max_evaluations: int = Field(150, ge=1)
     max_time: str = ""
@@ -123,7 +125,7 @@ class Recipe(_Section):
     qat: QatSettings = QatSettings()
     train: TrainSettings = TrainSettings()
 
-    @field_validator("budget", "tradeoff", mode="before")
+    @field_validator("budget", "tradeoff", "warm_start", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
@@ -155,13 +157,23 @@ class Recipe(_Section):
                 raise ValueError(f"{bits} bits: integer programs take 2 to 8")
         return value
 
+    @field_validator("weight_formats")
+    @classmethod
+    def _formats(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for text in value:
+            if "weights" not in Format.parse(text).uses or Format.parse(text).is_float:
+                raise ValueError(
+                    f"{text} is not for weights; write int2..int8 (also :tensor), kmeans1..kmeans8, binary, ternary"
+                )
+        return tuple(dict.fromkeys(value))
+
     @field_validator("fixed")
     @classmethod
     def _choices(cls, value: dict[str, str]) -> dict[str, str]:
         for layer, text in value.items():
             choice = Choice.parse(text)
             for format in (choice.weight, choice.activation):
-                if format.is_float or not 2 <= format.width <= 8:
+                if format.is_float or not 2 <= format.computed_as.width <= 8:
                     raise ValueError(f"{layer}: {text}: integer programs take 2 to 8 bits")
         return value
 
@@ -193,6 +205,11 @@ class Recipe(_Section):
         return tuple(Budget.parse(text) for text in self.budget)
 
     @property
+    def weights_allowed(self) -> tuple[int | Format, ...]:
+        """What weights may be, where they are searched: ``weight_formats`` if there are any, else integers of ``weight_bits``."""
+        return tuple(map(Format.parse, self.weight_formats)) or self.weight_bits
+
+    @property
     def fixed_choices(self) -> dict[str, Choice]:
         return {layer: Choice.parse(text) for layer, text in self.fixed.items()}
 
@@ -206,8 +223,9 @@ class Recipe(_Section):
             del content["prune_dominated"]  # likewise
         if not self.ladder.rungs:
             del content["ladder"]  # likewise
-        if not self.tradeoff:
-            del content["tradeoff"]  # likewise
+        for key in ("tradeoff", "weight_formats", "warm_start"):
+            if not content[key]:
+                del content[key]  # likewise
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -180,7 +180,8 @@ class Assembly:
     @property
     def preparation_digest(self) -> str:
         """Digest of the keys that decide data, network and calibration: recipes alike in them share these."""
-        content = self.recipe.model_dump(mode="json", include={"model", "weights", "data", "seed", "split", "train", "ptq"})
+        content = self.recipe.model_dump(mode="json", include={"model", "weights", "data", "seed", "split", "train"})
+        content["ptq"] = [step for step in self.recipe.ptq.pipeline if step != "in_order"]  # for chosen policies, later
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     def with_recipe(self, recipe: Recipe) -> Assembly:
@@ -221,7 +222,7 @@ class Assembly:
         recipe = self.recipe
         space = SearchSpace.build(
             self.prepared.spec,
-            recipe.weight_bits,
+            recipe.weights_allowed,
             recipe.activation_bits,
             recipe.fixed_choices,
             self.device.supports,
@@ -231,13 +232,42 @@ class Assembly:
             return space
         from hwmodels.savings import without_dominated
 
-        return without_dominated(space, self.meter, list(dict.fromkeys(limit.metric for limit in self.limits)))
+        counted = (*recipe.tradeoff, *(limit.metric for limit in self.limits))
+        return without_dominated(space, self.meter, list(dict.fromkeys(counted)))
 
     @cached_property
     def problem(self) -> Problem:
         from haqsearch.agents import Problem
 
-        return Problem(self.space, self.meter, self.limits, OBJECTIVES[self.recipe.objective])
+        recipe = self.recipe
+        for metric in recipe.tradeoff:
+            if metric not in self.meter.metrics:
+                known = ", ".join(self.meter.metrics)
+                raise RecipeError(f"tradeoff: {self.device.name} has no {metric}; it knows {known}")
+        objective = OBJECTIVES[recipe.objective]
+        return Problem(self.space, self.meter, self.limits, objective, self.warm_starts, recipe.tradeoff)
+
+    @cached_property
+    def warm_starts(self) -> tuple[Policy, ...]:
+        """The recipe's ``warm_start``: policy files and those of other tools, by their paths from here or from the recipe."""
+        return tuple(load_policy(text, self) for text in self.recipe.warm_start)
+
+    def of_warm_starts(self) -> Iterator[str]:
+        """What there is to say of each: what its file leaves open, and what the space or the budget makes of it."""
+        from haqsearch.agents.repair import repair
+
+        problem = self.problem
+        for text, given in zip(self.recipe.warm_start, self.warm_starts, strict=True):
+            said: list[str] = []
+            load_policy(text, self, said.append)
+            yield from said
+            wish = problem.space.nearest(given)
+            if moved := sum(wish[layer] != given[layer] for layer in given):
+                yield f"{text}: {moved} of {len(given)} layers moved to the nearest formats of the search space"
+            if excess := problem.violation(wish):
+                policy = repair(problem, wish, problem.known_feasible)
+                cut = sum(wish[layer] != policy[layer] for layer in wish)
+                yield f"{text}: exceeds the budget by {excess:.1%}; bits of {cut} layers are cut until it fits"
 
     @cached_property
     def agent(self) -> Agent:
@@ -375,20 +405,31 @@ def load_weights(model: nn.Module, path: Path) -> None:
     model.load_state_dict(state, strict=False)
 
 
-def load_policy(text: str, assembly: Assembly) -> Policy:
-    """``uniform:w4a8`` (the recipe's fixed layers keep theirs), or a policy file, checked against the model.
+def load_policy(text: str, assembly: Assembly, say: Callable[[str], None] = lambda sentence: None) -> Policy:
+    """``uniform:w4a8`` (the recipe's fixed layers keep theirs), a policy file, or another tool's (``haq:FILE``), checked
+    against the model.
 
-    A file that names another model's weights is refused.
+    ``say`` hears what another tool's file leaves open. A file that names another model's weights is refused.
     """
     from haqsearch.errors import PolicyError
+    from haqsearch.importers import IMPORTERS, import_policy
     from haqsearch.spec import Choice
 
     spec = assembly.prepared.spec
     if text.startswith("uniform:"):
         return Policy.uniform(spec, Choice.parse(text.removeprefix("uniform:")), assembly.recipe.fixed_choices)
-    path = Path(text)
+    tool, colon, name = text.partition(":")
+    path = Path(name if colon and not Path(text).is_file() else text)
+    if not path.is_file() and (assembly.base / path).is_file():
+        path = assembly.base / path
+    if colon and not Path(text).is_file():
+        imported = import_policy(tool, path, spec)
+        for note in imported.notes:
+            say(f"{text}: {note}")
+        return imported.policy
     if not path.is_file():
-        raise PolicyError(f"{text}: no such policy file; write a file's path, or uniform:w4a8")
+        tools = ", ".join(f"{tool}:FILE" for tool in IMPORTERS)
+        raise PolicyError(f"{text}: no such policy file; write a file's path, uniform:w4a8, or another tool's: {tools}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -405,7 +446,7 @@ def check_policy_widths(policy: Policy, assembly: Assembly) -> None:
         for format in (choice.weight, choice.activation):
             if format.is_float or format.width > 8:
                 raise PolicyError(f"layer {layer.name!r}: integer programs take 2 to 8 bits, not {format}")
-        if not assembly.device.supports(layer, choice):
+        if not assembly.device.supports(layer, choice.computed):
             raise HardwareError(f"{assembly.device.name} does not support {choice} in layer {layer.name!r}")
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import typer
+
 from haqsearch.cli.options import AsJson, DataRoot, Overrides, PolicyText, RecipePath, assemble, results_folder
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ def command(
     from haqsearch.cli.assemble import check_policy_widths, load_policy
 
     assembly = assemble(recipe, set_, data_root, results_folder(recipe))
-    chosen = load_policy(policy, assembly)
+    chosen = load_policy(policy, assembly, lambda note: typer.echo(note, err=True))
     check_policy_widths(chosen, assembly)
     start = time.perf_counter()
     scores = assembly.evaluator.score(_prepared(assembly, chosen).lower(chosen), "report")

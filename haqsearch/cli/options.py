@@ -25,7 +25,10 @@ RunRecipe = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option("--recipe", metavar="FILE", help="Recipe of the run, if modules of yours lie beside it."),
 ]
-PolicyText = Annotated[str, typer.Option("--policy", metavar="P", help="A policy file, or uniform:w4a8.")]
+PolicyText = Annotated[
+    str,
+    typer.Option("--policy", metavar="P", help="A policy file, uniform:w4a8, or another tool's: haq:F, nncf:F, mct:F."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

@@ -134,9 +134,12 @@ class Run:
         for sentence in a.space.removed:
             self.say(f"  removed from the search space: {sentence}")
         a.check_prepared()
+        for sentence in a.of_warm_starts():
+            self.say(sentence)
         # In a database studies are told apart by their folders' names; a folder holds one, and may be renamed.
         where, name = (recipe.storage, self.folder.name) if recipe.storage else (self.folder, "search")
-        self.study = open_study(where, name, f"{recipe.digest}-{a.weights_digest}-{a.device.digest}")
+        digest = "-".join([recipe.digest, a.weights_digest, a.device.digest, *(p.digest for p in a.warm_starts)])
+        self.study = open_study(where, name, digest)
         write_text_atomic(self.folder / RECIPE_FILE, to_toml(recipe))
 
     def _round_weights(self) -> None:
