@@ -11,6 +11,7 @@ import numpy as np
 
 from haqsearch.errors import BudgetError
 from haqsearch.spec import (
+    Choice,
     Costing,
     Evaluation,
     LayerSpec,
@@ -74,6 +75,15 @@ class Problem:
     def counted(self) -> tuple[str, ...]:
         """The metrics that count: of the trade-off and of the limits, each once. The others may be as large as they like."""
         return tuple(dict.fromkeys((*self.tradeoff, *(limit.metric for limit in self.limits))))
+
+    @cached_property
+    def reference(self) -> dict[str, float]:
+        """Costs worth no more than having met them, by metric of the trade-off: its lowest limit, or all layers at 8/8."""
+        int8 = self.costing.costs(Policy.uniform(self.space.model, Choice.parse("w8a8"))) if self.tradeoff else {}
+        return {
+            metric: min((limit.value for limit in self.limits if limit.metric == metric), default=int8[metric])
+            for metric in self.tradeoff
+        }
 
     @cached_property
     def free(self) -> tuple[Variable, ...]:

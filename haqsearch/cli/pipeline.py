@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import haqsearch
 from haqsearch.cli.assemble import RECIPE_FILE, Assembly
+from haqsearch.cli.deliver import write_program
 from haqsearch.cli.finish import Candidate, Finisher
-from haqsearch.cli.outcome import environment, policy_json, provenance, summarize, summarize_uniform
+from haqsearch.cli.outcome import environment, provenance, summarize, summarize_uniform
 from haqsearch.config import AFTERTHOUGHTS, flat, load_recipe, to_toml
 from haqsearch.errors import SearchError
 from haqsearch.files import write_json_atomic, write_text_atomic
@@ -139,7 +139,7 @@ class Run:
         # In a database studies are told apart by their folders' names; a folder holds one, and may be renamed.
         where, name = (recipe.storage, self.folder.name) if recipe.storage else (self.folder, "search")
         digest = "-".join([recipe.digest, a.weights_digest, a.device.digest, *(p.digest for p in a.warm_starts)])
-        self.study = open_study(where, name, digest)
+        self.study = open_study(where, name, digest, a.problem.directions)
         write_text_atomic(self.folder / RECIPE_FILE, to_toml(recipe))
 
     def _round_weights(self) -> None:
@@ -193,8 +193,8 @@ class Run:
             pool.close()
         records = read_records(self.study)
         write_trials(self.folder / "trials.parquet", records)
-        metrics = list(dict.fromkeys(limit.metric for limit in a.limits))
-        write_pareto(self.folder / "pareto.json", records, a.problem.objective, metrics)
+        volume = summary.front.to_json() if summary.front else None
+        write_pareto(self.folder / "pareto.json", records, a.problem.objective, a.problem.counted, volume)
         return records, summary
 
     @property
@@ -242,9 +242,7 @@ class Run:
         finished_baseline: Candidate | None,
     ) -> dict[str, Any]:
         """Choose the winner on the search split, score it on the report split, write everything down."""
-        from haqsearch.export import exporter
         from haqsearch.report import write_report
-        from haqsearch.runtime import save_program
 
         a = self.assembly
         best = max(candidates, key=self._score)
@@ -255,15 +253,11 @@ class Run:
         summary["ladder"] = self._ladder.summary(self.study) if a.recipe.ladder.rungs else None
         if baseline:
             summary["uniform"] = summarize_uniform(a, baseline, finished_baseline)
-        metadata = {"haqsearch.policy_digest": best.policy.digest, "haqsearch.version": haqsearch.__version__}
-        save_program(best.program, self.folder / "model.safetensors", metadata)
-        write_json_atomic(self.folder / "policy.json", policy_json(a, best))
-        notes = []
-        try:
-            exporter("onnx")(best.program, self.folder / "model.onnx", metadata)
-        except haqsearch.HaqError as error:  # a float region; everything else is still worth having
-            notes.append(f"no model.onnx: {error}")
-            self.say(notes[-1])
+        if search.front is not None:
+            summary["tradeoff"] = {"metrics": list(a.problem.tradeoff), **search.front.to_json()}
+        notes = write_program(a, best, self.folder)
+        for note in notes:
+            self.say(note)
         write_json_atomic(self.folder / "environment.json", environment())
         self.clock.tick(0.0)
         summary["seconds"] = dict(self.clock.seconds)

@@ -49,6 +49,8 @@ class Progress:
         if event.best is not None and event.best.evaluation.accuracy is not None:
             e = event.best.evaluation
             best = f"best {e.accuracy:.2%}, KL {e.kl:.4f}"
+        if event.front is not None:
+            best += f" | {len(event.front)} on the front, hypervolume {event.front.share:.4f}"
         others = f", {event.pruned} pruned" if event.pruned else ""
         others += f", {event.failed} failed" if event.failed else ""
         done = f"{event.evaluations}/{event.max_evaluations} evaluations{others}"

@@ -51,6 +51,18 @@ def _ladder(rungs: list[dict[str, Any]]) -> str:
     )
 
 
+def _front(front: dict[str, Any], int8: dict[str, float]) -> str:
+    ends = ", ".join(
+        f"{name} {value:.4g}" + (f" ({value / int8[name]:.3f} of int8)" if name in int8 else "")
+        for name, value in front["reference"].items()
+        if value is not None
+    )
+    return (
+        f"front: {front['front']} policies that trade the objective for {', '.join(front['metrics'])}; hypervolume "
+        f"{front['hypervolume']:.4f} of the box up to {ends}; any point: haqsearch export --point K"
+    )
+
+
 def _print(summary: dict[str, Any], folder: Path) -> None:
     from rich.console import Console
 
@@ -64,6 +76,8 @@ def _print(summary: dict[str, Any], folder: Path) -> None:
         met = "met" if budget["met"] else "[red]exceeded[/red]"
         share = budget["value"] / summary["int8_metrics"][budget["metric"]]
         console.print(f"{budget['metric']} {budget['value']:.6g} ({share:.3f} of int8); budget {budget['text']}: {met}")
+    if front := summary.get("tradeoff"):
+        console.print(_front(front, summary["int8_metrics"]))
     times = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in summary["seconds"].items())
     pruned = f" ({summary['pruned_evaluations']} pruned)" if summary["pruned_evaluations"] else ""
     console.print(f"{summary['evaluations']} evaluations{pruned}; {times}")

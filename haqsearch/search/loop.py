@@ -24,6 +24,7 @@ from haqsearch.errors import SearchError
 from haqsearch.search.ladder import STAGE, Ladder, Stage, combined
 from haqsearch.search.pool import Pool
 from haqsearch.search.records import Record, best_of, policy_text, read_records, record_of
+from haqsearch.search.volume import FrontVolume
 from haqsearch.spec import Evaluation, Policy, violation
 
 PATIENCE = 10  # failed evaluations in a row before the search is given up
@@ -46,6 +47,7 @@ class Event:
     max_evaluations: int
     seconds: float
     pruned: int = 0
+    front: FrontVolume | None = None  # of a trade-off
 
     @property
     def evaluations(self) -> int:
@@ -67,6 +69,7 @@ class Summary:
     pruned: int = 0
     ended: str = "max_evaluations"
     why: str = ""
+    front: FrontVolume | None = None  # of a trade-off
 
 
 def run_search(
@@ -86,7 +89,8 @@ def run_search(
 
     max_seconds  no evaluation is begun when this call has taken so long; what is under way is finished. A study without
                  any evaluation gets one.
-    patience     > 0: the search ends when so many policies proposed after the best feasible one were no better
+    patience     > 0: the search ends when so many policies proposed after the best feasible one were no better; in a
+                 trade-off, after the last that entered the front
     ladder       rungs that a policy has to climb before it is scored on all samples; a pruned trial is an evaluation
     say          hears in a sentence what was decided during the search
 
@@ -101,7 +105,8 @@ def run_search(
         run.finish_oldest()
         run.fill()
     ended, why = run.over
-    return Summary(run.best, run.complete, run.failed, run.exhausted, run.seconds, run.pruned, ended, why)
+    front = run.front if problem.tradeoff else None
+    return Summary(run.best, run.complete, run.failed, run.exhausted, run.seconds, run.pruned, ended, why, front)
 
 
 @dataclass(frozen=True)
@@ -136,6 +141,8 @@ class _Run:
             study.pruner = ladder
         records = read_records(study)
         self.best = best_of(records)
+        self.front = FrontVolume(problem.objective, problem.reference)
+        self.front.add(records)
         self.evaluated = {r.number for r in records if r.evaluation.ok}
         self.complete = sum(r.score is not None for r in records)
         self.failed = len(records) - len(self.evaluated)
@@ -166,10 +173,12 @@ class _Run:
             return "exhausted", self.exhausted
         if self.seconds >= self.max_seconds and (self.evaluated or self.flight):
             return "max_time", f"the time is up after {len(self.evaluated)} evaluations"
-        if self.patience and self.best is not None:
-            since = sum(number > self.best.number for number in self.evaluated)
+        newest = self.front.newest  # without a trade-off the front is the best policy
+        if self.patience and newest is not None:
+            since = sum(number > newest for number in self.evaluated)
             if since >= self.patience:
-                return "patience", f"{since} policies after the best one, number {self.best.number}, were no better"
+                last = "the last on the front" if self.problem.tradeoff else "the best one"
+                return "patience", f"{since} policies after {last}, number {newest}, were no better"
         return "", ""
 
     def fill(self) -> None:
@@ -302,11 +311,21 @@ class _Run:
         self.failed += not evaluation.ok
         self.failed_in_a_row = 0 if evaluation.ok else self.failed_in_a_row + 1
         self.best = best_of([r for r in (self.best, record) if r])
+        self.front.add([record])
         if not self.verdict and (verdict := self.ladder.verdict(self.study)):
             self.verdict = verdict
             self.say(verdict)
         self.on_event(
-            Event(record, self.best, self.complete, self.failed, self.max_evaluations, self.seconds, self.pruned)
+            Event(
+                record,
+                self.best,
+                self.complete,
+                self.failed,
+                self.max_evaluations,
+                self.seconds,
+                self.pruned,
+                self.front if self.problem.tradeoff else None,
+            )
         )
         if self.failed_in_a_row >= PATIENCE:
             raise SearchError(

@@ -1,4 +1,4 @@
-"""How good a front is, as one number: the share of a box, from perfect at no cost to a reference point, that it dominates."""
+"""The front of a search, and how good it is as one number: the share that it dominates of a box, which ends at a reference."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from math import prod
 from typing import Any
 
 from haqsearch.search.records import Record
-from haqsearch.spec import Limit, Objective, front, hypervolume
+from haqsearch.spec import Objective, dominates, hypervolume
 
 
 class FrontVolume:
@@ -17,12 +17,13 @@ class FrontVolume:
     metric from 0 to ``costs``. What is no better than the reference point in one of them adds nothing.
 
     objective  what the records' scores are of
-    costs      the reference by metric of the trade-off, in base units (``reference_costs``)
+    costs      the reference by metric of the trade-off, in base units (``Problem.reference``); none: the front is the best
     """
 
     def __init__(self, objective: Objective, costs: Mapping[str, float]) -> None:
         self.objective, self.costs = objective, dict(costs)
         self.worst: float | None = None  # score of the worst uniform baseline
+        self.newest: int | None = None  # number of the trial that entered the front last
         self._points: list[tuple[float, ...]] = []
 
     def add(self, records: Sequence[Record]) -> None:
@@ -31,10 +32,12 @@ class FrontVolume:
             if record.score is None or not record.feasible:
                 continue
             metrics = record.evaluation.metrics
-            self._points.append((self.objective.ideal - record.score, *(metrics[name] for name in self.costs)))
+            point = (self.objective.ideal - record.score, *(metrics[name] for name in self.costs))
+            if not any(other == point or dominates(other, point) for other in self._points):
+                self._points = [other for other in self._points if not dominates(point, other)] + [point]
+                self.newest = record.number
             if record.source == "uniform":
                 self.worst = record.score if self.worst is None else min(self.worst, record.score)
-        self._points = [self._points[i] for i in front(self._points)]
 
     def __len__(self) -> int:
         """Points of the front."""
@@ -54,11 +57,3 @@ class FrontVolume:
         sign = self.objective.sign
         worst = None if self.worst is None else sign * self.worst
         return {"hypervolume": self.share, "reference": {self.objective.name: worst, **self.costs}, "front": len(self)}
-
-
-def reference_costs(tradeoff: Sequence[str], limits: Sequence[Limit], int8: Mapping[str, float]) -> dict[str, float]:
-    """Where the box ends, by metric of the trade-off: at its lowest limit, or at all layers' 8/8 where it has none."""
-    lowest: dict[str, float] = {}
-    for limit in limits:
-        lowest[limit.metric] = min(limit.value, lowest.get(limit.metric, limit.value))
-    return {metric: lowest.get(metric, int8[metric]) for metric in tradeoff}
