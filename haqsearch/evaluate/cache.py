@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -54,17 +54,25 @@ class ScoreCache:
 
         Raises what lowering and running ``policy`` raise.
         """
-        key = f"{self._context(split)}-{policy.digest}" + (f"-{part[0]}:{part[1] or ''}" if part != (0, None) else "")
+
+        def make() -> Scores:
+            return self.evaluator.score(self.evaluator.prepared.lower(policy), split, part)
+
+        samples = f" {part[0]}:{part[1] or ''}" if part != (0, None) else ""
+        return self.remembered(f"{policy.digest}{samples}", split, make)
+
+    def remembered(self, what: str, split: str, make: Callable[[], Scores]) -> Scored:
+        """Scores on ``split`` of what ``what`` names; made now if they are not known."""
+        key = f"{self._context(split)} {what}"
         if key not in self.known:
             self._read()
         if key not in self.known:
             start = time.process_time()
-            scores = self.evaluator.score(self.evaluator.prepared.lower(policy), split, part)
-            self.put(key, Scored(scores, time.process_time() - start))
+            scores = make()
+            self._put(key, Scored(scores, time.process_time() - start))
         return self.known[key]
 
-    def put(self, key: str, scored: Scored) -> None:
-        """Remember ``scored`` as ``key``, here and in the file."""
+    def _put(self, key: str, scored: Scored) -> None:
         self.known[key] = scored
         line = json.dumps({"key": key, "seconds": round(scored.seconds, 4), **asdict(scored.scores)})
         self.file.parent.mkdir(parents=True, exist_ok=True)

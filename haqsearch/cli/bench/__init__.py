@@ -10,6 +10,7 @@ import typer
 
 COMMANDS = {
     "search": "haqsearch.cli.bench.search",
+    "fidelity": "haqsearch.cli.bench.fidelity",
 }
 
 

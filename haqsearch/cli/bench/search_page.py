@@ -105,22 +105,27 @@ def searches(folder: Path) -> Lines:
         if not rows or not side.is_file():
             continue
         about = json.loads(side.read_text(encoding="utf-8"))
-        series = series_of(rows)
+        series, commits = series_of(rows), ", ".join(sorted({row.commit for row in rows}))
         write_text_atomic(path.with_suffix(".svg"), curves(series, about))
-        lines += [f"\n### {about['recipe']}\n", _about(about, rows), "", *_table(series, about, default)]
+        lines += [
+            f"\n### {about['recipe']}\n",
+            _about(about),
+            f"Commit of the searches: {commits}.",
+            "",
+            *_table(series, about, default),
+        ]
         lines += ["", *_verdict(series, default), "", f"![Best so far]({path.stem}.svg)"]
     return ["\n## Agents\n", _SEARCH.strip().format(default=default, early=EARLY), *lines] if lines else []
 
 
-def _about(about: dict[str, Any], rows: Sequence[Row]) -> str:
+def _about(about: dict[str, Any]) -> str:
     where, splits = about["environment"], about["splits"]
-    commits = ", ".join(sorted({row.commit for row in rows}))
     return (
         f"{about['model']} on {about['data']}, {about['hardware']}, `{'; '.join(about['budget'])}`, ptq {about['ptq']}; "
         f"{about['variables']} variables, {about['space']:.1e} policies; objective: {about['objective']} on {splits['search']:,} "
-        f"search samples; float accuracy {about['float_accuracy']:.2%} on {splits['report']:,} report samples. Commit {commits}; "
+        f"search samples; float accuracy {about['float_accuracy']:.2%} on {splits['report']:,} report samples. "
         f"{where['processor']}, {where['cores']} cores, torch {where['torch']}, optuna {where['optuna']}, "
-        f"Python {where['python']}."
+        f"Python {where['python']}; commit {where['commit']}."
     )
 
 
@@ -205,4 +210,71 @@ def curves(series: Sequence[Series], about: dict[str, Any]) -> str:
     return draw(found, f"{about['recipe']}: best so far", "evaluations", f"{about['objective']}, search split")
 
 
-SECTIONS: tuple[Callable[[Path], Lines], ...] = (searches,)
+# -- fidelities -------------------------------------------------------------------------------------------------------
+
+_FIDELITY = """
+Policies inside the budget, half of them drawn at random, half changed from the best so far, as a search compares them. Each is
+scored on every rung. Rank correlations: Spearman's, with its 95 % bootstrap interval over the policies, and Kendall's; with the
+next rung, by the same objective, and with the accuracy on the report split of the same program. A rung below {least} with the
+next is not to be trusted with choosing. Seconds of the processor, a policy.
+"""
+LEAST_CORRELATION = 0.8
+
+
+def fidelities(folder: Path) -> Lines:
+    """A table for every ``fidelity-*.json``, the objective to choose, and the rungs that predict nothing."""
+    lines: Lines = []
+    for path in sorted(folder.glob("fidelity-*.json")):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        drawn = ", ".join(f"{count} {kind}" for kind, count in found["drawn"].items())
+        lines += [f"\n### {found['recipe']}\n", _about(found), f"Policies: {drawn}.", "", *_rungs(found["rungs"]), ""]
+        lines += [_choice(found["objectives"]), _weak(found["rungs"])]
+    return ["\n## Fidelities\n", _FIDELITY.strip().format(least=LEAST_CORRELATION), *lines] if lines else []
+
+
+def _rungs(rungs: Sequence[dict[str, Any]]) -> Lines:
+    head = [
+        "rung",
+        "objective",
+        "seconds",
+        "policies",
+        "with the next rung",
+        "Kendall",
+        "with the report split",
+        "Kendall",
+    ]
+    head += ["of good ones alone"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for rung in rungs:
+        following, report, good = rung["with_next"], rung["with_report"], rung["good_with_report"]
+        cells = [rung["rung"], rung["objective"], f"{rung['seconds']:.2g}", str((report or {}).get("count", ""))]
+        cells += [*_agreement(following), *_agreement(report), _agreement(good)[0]]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _agreement(found: dict[str, Any] | None) -> tuple[str, str]:
+    if found is None:
+        return "", ""
+    low, high = found["interval"]
+    return f"{found['spearman']:.3f} ({low:.2f} .. {high:.2f})", f"{found['kendall']:.2f}"
+
+
+def _choice(objectives: dict[str, Any]) -> str:
+    ranked = ", ".join(f"{name} {rho:.3f}" for name, rho in sorted(objectives["spearman"].items(), key=lambda p: -p[1]))
+    alike = f"; not told apart from it: {', '.join(objectives['alike'])}" if objectives["alike"] else ""
+    return f"Most like the report accuracy on the whole search split: **{objectives['best']}** ({ranked}){alike}."
+
+
+def _weak(rungs: Sequence[dict[str, Any]]) -> str:
+    weak = [
+        f"{rung['rung']} by {rung['objective']} ({rung['with_next']['spearman']:.2f})"
+        for rung in rungs
+        if rung["with_next"] and rung["with_next"]["spearman"] < LEAST_CORRELATION
+    ]
+    return (
+        f"Below {LEAST_CORRELATION} with the next rung: {', '.join(weak)}." if weak else "Every rung predicts the next."
+    )
+
+
+SECTIONS: tuple[Callable[[Path], Lines], ...] = (searches, fidelities)
