@@ -18,6 +18,7 @@ COMMANDS = {
     "cost": "haqsearch.cli.cost",
     "evaluate": "haqsearch.cli.evaluate",
     "export": "haqsearch.cli.export",
+    "what-if": "haqsearch.cli.what_if",
     "results": "haqsearch.cli.results",
     "formats": "haqsearch.cli.formats",
     "ptq-table": "haqsearch.cli.ptq_table",
