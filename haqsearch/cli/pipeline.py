@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,6 @@ from haqsearch.cli.outcome import environment, provenance, summarize, summarize_
 from haqsearch.config import AFTERTHOUGHTS, flat, load_recipe, to_toml
 from haqsearch.errors import SearchError
 from haqsearch.files import write_json_atomic, write_text_atomic
-from haqsearch.spec import OBJECTIVES
 
 if TYPE_CHECKING:
     from haqsearch.search.ladder import Ladder
@@ -86,9 +86,9 @@ class Run:
         with self.clock.stage("search"):
             records, summary = self._search()
         self.say(f"search ended: {summary.why}")
-        candidates, baseline, finished_baseline = self._finish(records)
+        finished = self._finish(records)
         with self.clock.stage("report"):
-            return self._report(records, summary, candidates, baseline, finished_baseline)
+            return self._report(records, summary, *finished)
 
     @property
     def _rounds_slowly(self) -> bool:
@@ -210,49 +210,50 @@ class Run:
             raise SearchError("no evaluated policy is inside the budget; look at trials.parquet for what was tried")
         return found
 
-    def _finish(self, records: list[Record]) -> tuple[list[Candidate], Record | None, Candidate | None]:
-        """The candidates for the win; the best uniform policy, and the best that the same finish makes of it."""
+    def _finish(self, records: list[Record]) -> tuple[list[Candidate], list[Candidate], Record | None]:
+        """What was made of the best policies, what of the best uniform one, and that one's record.
+
+        The uniform policy gets every rung that the winner gets, whatever it scores, and may win: it is what the search is
+        compared with.
+        """
         from haqsearch.search.records import best_of
 
-        recipe, score = self.assembly.recipe, self._score
-        finisher = Finisher(self.assembly, self.folder, self.say, self.clock.tick)
-        winners = self._feasible(records)
-        chosen = winners[: max(recipe.qat.candidates, 1)]
+        recipe = self.assembly.recipe
+        chosen = [r.policy for r in self._feasible(records)[: max(recipe.qat.candidates, 1)]]
         baseline = best_of([r for r in records if r.source == "uniform"])
         with self.clock.stage("finish"):
-            found = []
-            for number, record in enumerate(chosen, 1):
-                found += finisher.finished(record.policy, f"{number} of {len(chosen)}")
+            found = self._finisher.climbed(chosen)
         if baseline is None or not recipe.qat.baseline:
-            return found, baseline, None
+            return found, [], baseline
         with self.clock.stage("finish_baseline"):
-            uniform = finisher.finished(baseline.policy, "the uniform baseline")
-        return [*found, *uniform], baseline, max(uniform, key=score)
+            return found, self._finisher.finished(baseline.policy, "the uniform baseline"), baseline
 
-    def _score(self, candidate: Candidate) -> float:
-        """What decides: the recipe's objective on the search split, large is good."""
-        return OBJECTIVES[self.assembly.recipe.objective].score(candidate.evaluation)
+    @cached_property
+    def _finisher(self) -> Finisher:
+        return Finisher(self.assembly, self.folder, self.say, self.clock.tick)
 
     def _report(
         self,
         records: list[Record],
         search: Summary,
         candidates: list[Candidate],
+        uniform: list[Candidate],
         baseline: Record | None,
-        finished_baseline: Candidate | None,
     ) -> dict[str, Any]:
         """Choose the winner on the search split, score it on the report split, write everything down."""
         from haqsearch.report import write_report
 
-        a = self.assembly
-        best = max(candidates, key=self._score)
+        a, score = self.assembly, self._finisher.score
+        best = max([*candidates, *uniform], key=score)
         self.say("scoring the winner on the report split")
         scores = a.evaluator.score(best.program, "report")
         summary = summarize(a, self.folder.name, records, best, scores)
         summary["ended"] = {"by": search.ended, "why": search.why}
         summary["ladder"] = self._ladder.summary(self.study) if a.recipe.ladder.rungs else None
         if baseline:
-            summary["uniform"] = summarize_uniform(a, baseline, finished_baseline)
+            summary["uniform"] = summarize_uniform(a, baseline, max(uniform, key=score, default=None))
+        origin = [*[("search", c) for c in candidates], *[("uniform", c) for c in uniform]]
+        summary["finish"] = [candidate.to_json(source, score(candidate)) for source, candidate in origin]
         if search.front is not None:
             summary["tradeoff"] = {"metrics": list(a.problem.tradeoff), **search.front.to_json()}
         notes = write_program(a, best, self.folder)

@@ -115,7 +115,8 @@ def summary(run: Run) -> str:
 
 
 def _fidelity(fidelity: Any) -> str:
-    return {"ptq": "weights rounded after training", "qat": "fine-tuned with the policy applied"}.get(str(fidelity), "")
+    stage = str(fidelity).partition(":")[0]
+    return {"ptq": "weights rounded after training", "qat": "fine-tuned with the policy applied"}.get(stage, "")
 
 
 def _policy_widths(run: Run) -> str:

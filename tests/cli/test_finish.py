@@ -1,0 +1,85 @@
+"""The last ladder: who is rounded, who gets the short fine-tune, who the full one, and that none of it is done twice."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from haqsearch.cli.assemble import Assembly
+from haqsearch.cli.finish import Finisher
+from haqsearch.config import load_recipe
+from haqsearch.spec import Choice, Policy
+
+WIDTHS = ("w4a4", "w4a8", "w8a4", "w8a2")
+
+
+@pytest.fixture
+def finisher(project):
+    def build(preset: str, candidates: int, steps: int = 8) -> tuple[Finisher, list[str]]:
+        said: list[str] = []
+        overrides = [f"ptq.preset={preset}", f"qat.candidates={candidates}", f"qat.steps={steps}"]
+        a = Assembly(load_recipe(project / "my.toml", overrides), project, (), project / "run")
+        return Finisher(a, project / "run", said.append, lambda: None), said
+
+    return build
+
+
+def policies(finisher: Finisher, count: int) -> list[Policy]:
+    spec, fixed = finisher.assembly.prepared.spec, finisher.assembly.recipe.fixed_choices
+    return [Policy.uniform(spec, Choice.parse(text), fixed) for text in WIDTHS[:count]]
+
+
+@pytest.mark.parametrize(("preset", "entering", "short"), [
+    ("plain", 1, 0), ("plain", 2, 2), ("plain", 4, 4), ("accurate", 1, 0), ("accurate", 2, 0), ("accurate", 4, 2),
+])  # fmt: skip
+def test_the_better_half_goes_on_and_one_is_trained_in_full(finisher, preset, entering, short):
+    climber, said = finisher(preset, entering)
+    made = climber.climbed(policies(climber, entering))
+    by = {f: [c for c in made if c.evaluation.fidelity == f] for f in ("ptq", "qat:2", "qat")}
+    assert [len(by[f]) for f in by] == [entering, short, 1]
+    assert sum("fine-tuning" in text for text in said) == short + 1
+    rounded = {c.policy.digest: climber.score(c) for c in by["ptq"]}
+    promoted = {c.policy.digest: climber.score(c) for c in by["qat:2"]}
+    if preset == "accurate" and promoted:
+        assert min(rounded[digest] for digest in promoted) >= sorted(rounded.values())[-short]
+    (full,) = by["qat"]
+    rivals = promoted or rounded
+    assert rivals[full.policy.digest] == max(rivals.values())
+
+
+def test_without_training_all_are_rounded_and_that_is_all(finisher):
+    climber, said = finisher("plain", 0)
+    made = climber.climbed(policies(climber, 1))
+    assert [c.evaluation.fidelity for c in made] == ["ptq"]
+    assert said == []
+
+
+def test_what_was_trained_is_loaded_with_the_seconds_that_it_took(finisher):
+    first, _ = finisher("plain", 2)
+    chosen = policies(first, 2)
+    made = first.climbed(chosen)
+    again, said = finisher("plain", 2)
+    loaded = again.climbed(chosen)
+    assert not any("fine-tuning" in text for text in said)
+    for one, other in zip(made, loaded, strict=True):
+        assert replace(one.evaluation, seconds=0.0) == replace(other.evaluation, seconds=0.0)
+        if one.evaluation.fidelity != "ptq":
+            assert one.evaluation.seconds == other.evaluation.seconds
+    longer, said = finisher("plain", 2, steps=20)
+    longer.climbed(chosen)
+    assert sum("fine-tuning" in text for text in said) == 3, "other steps are other fine-tunes"
+
+
+def test_a_run_records_every_rung_of_its_finish(finished):
+    summary = json.loads((finished.folder / "summary.json").read_text())
+    rows = summary["finish"]
+    assert [(r["source"], r["fidelity"]) for r in rows] == [
+        ("search", "ptq"), ("search", "qat"), ("uniform", "ptq"), ("uniform", "qat"),
+    ]  # fmt: skip
+    assert all(r["seconds"] > 0 and r["score"] == -r["kl"] for r in rows)
+    best = max(rows, key=lambda r: r["score"])
+    assert (best["policy_digest"], best["fidelity"]) == (summary["policy_digest"], summary["fidelity"])
+    assert summary["ended"]["by"] == "max_evaluations"
+    assert summary["ladder"] is None and summary["pruned_evaluations"] == 0
