@@ -57,7 +57,8 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "torch": (
         "haqsearch/data/", "haqsearch/models/", "haqsearch/quant/", "haqsearch/calibrate/", "haqsearch/kernels/",
         "haqsearch/graph/", "haqsearch/ptq/", "haqsearch/qat/", "haqsearch/runtime/", "haqsearch/evaluate/",
-        "haqsearch/export/", "haqsearch/cli/", "haqsearch/agents/ddpg.py", "hwmodels/measure.py",
+        "haqsearch/export/", "haqsearch/cli/", "haqsearch/agents/actor_critic.py", "haqsearch/agents/threads.py",
+        "hwmodels/measure.py",
     ),
     "ray": ("haqsearch/search/ray_pool.py",),
     "optuna": ("haqsearch/agents/", "haqsearch/search/", "haqsearch/testing/"),

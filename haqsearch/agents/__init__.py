@@ -27,6 +27,7 @@ AGENTS: dict[str, str] = {
     "tpe": "haqsearch.agents.tpe:TPE",
     "ddpg": "haqsearch.agents.ddpg:DDPG",
     "evolution": "haqsearch.agents.evolution:Evolution",
+    "td3": "haqsearch.agents.td3:TD3",
     "nsga3": "haqsearch.agents.nsga3:NSGA3",
 }
 

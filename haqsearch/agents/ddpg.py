@@ -13,25 +13,16 @@ no sentinel is needed.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
-from copy import deepcopy
-from math import log
-
 import numpy as np
-import torch
 from optuna.study import Study
 from optuna.trial import FrozenTrial
-from torch import Tensor, nn
 
+from haqsearch.agents.actor_critic import Learner, Transition
 from haqsearch.agents.base import Agent
 from haqsearch.agents.problem import Problem
 from haqsearch.spec import Policy
 
 HAQ_EPISODES = 600  # the length HAQ's noise schedule was made for
-
-Transition = tuple[np.ndarray, float, float, np.ndarray, float]  # state, action, reward, next state, 1.0 if it goes on
 
 
 class DDPG(Agent):
@@ -48,6 +39,8 @@ class DDPG(Agent):
     noise, decay    exploration: truncated normal on [0, 1], sigma = noise * decay^(episode - warmup). In a search
                     shorter than HAQ's 600 episodes the decay is quickened so that it ends where HAQ's ends.
     """
+
+    learner: type[Learner] = Learner
 
     def __init__(
         self,
@@ -74,7 +67,7 @@ class DDPG(Agent):
         self._forget()
 
     def _forget(self) -> None:
-        self._learner = _Learner(
+        self._learner = self.learner(
             capacity=128 * len(self.problem.space.model.quantizable), hidden=self.hidden, seed=self.seed
         )
         self._seen: list[tuple] = []  # the trials learned from, in order
@@ -110,7 +103,7 @@ class DDPG(Agent):
         """HAQ's reward of a trial's score; see the class for loss and kl."""
         if self.problem.objective.name == "accuracy":
             return 10.0 * (score - self.float_accuracy)  # 0.1 per percent point
-        return -log(max(-score, 1e-6))
+        return self.problem.objective.even(score)
 
     def transitions(self, trial: FrozenTrial) -> list[Transition]:
         """One episode as evaluated, from a completed trial's parameters; actions are the middles of their strides."""
@@ -134,108 +127,9 @@ def _identity(trial: FrozenTrial) -> tuple:
     return trial.number, trial.value, tuple(trial.params.items())
 
 
-class _Learner:
-    """Actor and critic (10-300-300-1, Adam 1e-4 and 1e-3), their slow copies (tau 0.01), replay (batch 64), gamma 1."""
-
-    BATCH, TAU, GAMMA, BASELINE_RATE = 64, 0.01, 1.0, 0.5
-
-    def __init__(self, capacity: int, hidden: int, seed: int) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        self.actor = _Actor(hidden, generator)
-        self.critic = _Critic(hidden, generator)
-        self.slow_actor = deepcopy(self.actor).requires_grad_(False)
-        self.slow_critic = deepcopy(self.critic).requires_grad_(False)
-        self.actor_adam = torch.optim.Adam(self.actor.parameters(), lr=1e-4, fused=True)
-        self.critic_adam = torch.optim.Adam(self.critic.parameters(), lr=1e-3, fused=True)
-        self.replay: deque[Transition] = deque(maxlen=capacity)
-        self.baseline: float | None = None
-
-    def act(self, state: np.ndarray) -> float:
-        with torch.no_grad(), _one_thread():
-            return float(self.actor(torch.from_numpy(state)))
-
-    def take(self, episode: list[Transition], updates: int, rng: np.random.Generator) -> None:
-        self.replay.extend(episode)
-        if not updates:
-            return
-        states, actions, rewards, nexts, goes_on = (
-            np.array(part, dtype=np.float32) for part in zip(*self.replay, strict=True)
-        )
-        with _one_thread():
-            for rows in rng.integers(len(self.replay), size=(updates, self.BATCH)):
-                target_reward = self._above_baseline(rewards[rows])
-                parts = (states[rows], actions[rows], target_reward, nexts[rows], goes_on[rows])
-                self._update(*(torch.from_numpy(part) for part in parts))
-
-    def _above_baseline(self, rewards: np.ndarray) -> np.ndarray:
-        """Rewards over their moving average (ddpg.py:122-140)."""
-        mean = float(rewards.mean())
-        self.baseline = mean if self.baseline is None else self.baseline + self.BASELINE_RATE * (mean - self.baseline)
-        return rewards - np.float32(self.baseline)
-
-    def _update(self, states: Tensor, actions: Tensor, rewards: Tensor, nexts: Tensor, goes_on: Tensor) -> None:
-        with torch.no_grad():
-            future = self.slow_critic(nexts, self.slow_actor(nexts))
-            target = rewards + self.GAMMA * goes_on * future
-        critic_loss = (self.critic(states, actions) - target).square().mean()
-        self.critic_adam.zero_grad()
-        critic_loss.backward()
-        self.critic_adam.step()
-        actor_loss = -self.critic(states, self.actor(states)).mean()
-        parameters = list(self.actor.parameters())
-        for parameter, gradient in zip(parameters, torch.autograd.grad(actor_loss, parameters), strict=True):
-            parameter.grad = gradient  # backward() would also compute the critic's gradients, which nobody wants
-        self.actor_adam.step()
-        with torch.no_grad():
-            for slow, fast in ((self.slow_critic, self.critic), (self.slow_actor, self.actor)):
-                torch._foreach_lerp_([*slow.parameters()], [*fast.parameters()], self.TAU)
-
-
-class _Actor(nn.Module):
-    def __init__(self, hidden: int, generator: torch.Generator) -> None:
-        super().__init__()
-        self.one, self.two, self.out = (
-            _linear(i, o, generator) for i, o in ((10, hidden), (hidden, hidden), (hidden, 1))
-        )
-
-    def forward(self, state: Tensor) -> Tensor:  # [..., 10] -> [...]
-        return torch.sigmoid(self.out(torch.relu(self.two(torch.relu(self.one(state)))))).squeeze(-1)
-
-
-class _Critic(nn.Module):
-    def __init__(self, hidden: int, generator: torch.Generator) -> None:
-        super().__init__()
-        shapes = ((10, hidden), (1, hidden), (hidden, hidden), (hidden, 1))
-        self.state, self.action, self.two, self.out = (_linear(i, o, generator) for i, o in shapes)
-
-    def forward(self, state: Tensor, action: Tensor) -> Tensor:  # [..., 10], [...] -> [...]
-        one = torch.relu(self.state(state) + self.action(action.unsqueeze(-1)))
-        return self.out(torch.relu(self.two(one))).squeeze(-1)
-
-
-def _linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
-    """nn.Linear with its usual initial values, drawn from ``generator``: the global random state is the user's."""
-    layer = nn.utils.skip_init(nn.Linear, inputs, outputs)
-    bound = inputs**-0.5
-    for parameter in layer.parameters():
-        nn.init.uniform_(parameter, -bound, bound, generator=generator)
-    return layer
-
-
 def _truncated_normal(mean: float, sigma: float, rng: np.random.Generator) -> float:
     """Normal on [0, 1] by rejection; with the mean inside and sigma <= 1 at least a third is accepted."""
     while True:
         value = float(rng.normal(mean, sigma))
         if 0.0 <= value <= 1.0:
             return value
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Layers of 300 units lose more to waking threads than they win, and one thread adds up in one order."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from math import log
 from typing import Any
 
 
@@ -21,6 +22,14 @@ class Objective:
 
     def score(self, evaluation: Evaluation) -> float:
         return self.sign * float(getattr(evaluation, self.name))
+
+    def even(self, score: float) -> float:
+        """A score on a scale for models and rewards: of a loss or divergence -log, so that halving it is always worth the same.
+
+        As it is, one broken 2-bit policy, whose loss is a hundred times the others', would make all good ones alike. What
+        is below 1e-6 nats counts as 1e-6. Accuracies stay as they are.
+        """
+        return score if self.sign > 0 else -log(max(-score, 1e-6))
 
 
 OBJECTIVES: dict[str, Objective] = {

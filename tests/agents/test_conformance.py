@@ -29,6 +29,11 @@ class TestDDPG(_Registered):
     name = "ddpg"
 
 
+class TestTD3(_Registered):
+    name = "td3"
+    evaluations = 16  # of which three are random
+
+
 class TestEvolution(_Registered):
     name = "evolution"
 

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from haqsearch.agents.ddpg import DDPG, _Learner, _truncated_normal
+from haqsearch.agents.actor_critic import Learner
+from haqsearch.agents.ddpg import DDPG, _truncated_normal
+from haqsearch.agents.td3 import TwinLearner
 from haqsearch.search.loop import run_search
 from haqsearch.search.pool import SerialPool
 from haqsearch.spec import Choice
@@ -88,12 +90,12 @@ def test_there_is_no_sentinel_among_the_actions(searched):
 def test_updates_run_on_todays_numpy_and_torch(searched):
     """HAQ's first update crashes: np.float is gone (ddpg.py:140), .view(-1) of a strided slice (utils.py:107)."""
     _, agent, _ = searched
-    fresh = _Learner(10, 300, agent.seed)
+    fresh = Learner(10, 300, agent.seed)
     changed = [
         not torch.equal(a, b) for a, b in zip(agent._learner.actor.parameters(), fresh.actor.parameters(), strict=True)
     ]
     assert all(changed)
-    assert all(torch.isfinite(p).all() for p in agent._learner.critic.parameters())
+    assert all(torch.isfinite(p).all() for p in agent._learner.critics.parameters())
 
 
 def test_every_step_carries_the_final_reward_and_the_last_one_ends(searched):
@@ -138,9 +140,10 @@ def test_truncated_normal_stays_inside_and_tightens():
     assert min(narrow) > 0.9
 
 
-def test_learner_finds_the_action_that_pays_in_each_state():
+@pytest.mark.parametrize("kind", [Learner, TwinLearner])
+def test_learner_finds_the_action_that_pays_in_each_state(kind):
     """Two one-step tasks in one network: high actions pay in one state, low ones in the other."""
-    learner = _Learner(capacity=1000, hidden=300, seed=0)
+    learner = kind(capacity=1000, hidden=300, seed=0)
     rng = np.random.default_rng(0)
     high, low = np.zeros(10, dtype=np.float32), np.ones(10, dtype=np.float32)
     for _ in range(20):

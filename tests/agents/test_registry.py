@@ -56,7 +56,7 @@ def test_importing_the_registry_loads_nothing_heavy():
     assert done.returncode == 0, done.stderr
 
 
-def test_only_ddpg_loads_torch():
+def test_only_learners_load_torch():
     code = (
         "import sys\n"
         "from haqsearch.agents import build_agent\n"
