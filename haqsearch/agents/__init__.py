@@ -28,6 +28,8 @@ AGENTS: dict[str, str] = {
     "ddpg": "haqsearch.agents.ddpg:DDPG",
     "evolution": "haqsearch.agents.evolution:Evolution",
     "td3": "haqsearch.agents.td3:TD3",
+    "gp": "haqsearch.agents.gp:GP",
+    "nsga2": "haqsearch.agents.nsga2:NSGA2",
     "nsga3": "haqsearch.agents.nsga3:NSGA3",
 }
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
-from optuna.samplers import NSGAIIISampler
+from optuna.samplers import BaseGASampler, NSGAIIISampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
@@ -55,7 +55,7 @@ class NSGA3(Agent):
         random = {v.name: int(rng.integers(len(v.candidates))) for v in self.problem.free}
         return self.problem.policy_of(random | params)  # what mutates is missing in params, as is all in the beginning
 
-    def _sampler(self, seed: int) -> NSGAIIISampler:
+    def _sampler(self, seed: int) -> BaseGASampler:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             return NSGAIIISampler(population_size=self.population, swapping_prob=self.swap, seed=seed)

@@ -38,6 +38,15 @@ class TestEvolution(_Registered):
     name = "evolution"
 
 
+class TestGP(_Registered):
+    name = "gp"
+    evaluations = 16  # ten are random
+
+
+class TestNSGA2(_Registered):
+    name = "nsga2"
+
+
 class TestNSGA3(_Registered):
     name = "nsga3"
 

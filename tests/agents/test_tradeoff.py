@@ -37,6 +37,10 @@ class TestTPE(_Registered):
     name = "tpe"
 
 
+class TestNSGA2(_Registered):
+    name = "nsga2"
+
+
 class TestNSGA3(_Registered):
     name = "nsga3"
 
