@@ -2,7 +2,7 @@
 
 A (mu + lambda) strategy with tournaments: the parents are the best ``population`` policies evaluated so far. Ageing,
 which kills the oldest instead of the worst (regularized evolution: Real et al., AAAI 2019), guards against lucky
-scores; a policy's score here has no noise, and ageing found less (``haqsearch bench search`` tells on your problem).
+scores; a policy's score has no luck in it, and with ageing fewer good policies were found.
 
 What makes it quick is where children land. A child that breaks the budget gives up bits in random variables, one that
 leaves some of the budget unused takes bits in random variables, until no single bit more would fit: so a mutation is an
@@ -35,7 +35,7 @@ class Evolution(Agent):
         problem: Problem,
         seed: int = 0,
         max_evaluations: int | None = None,
-        population: int = 20,
+        population: int = 10,
         tournament: int = 4,
         crossover: float = 0.5,
         moves: float = 1.0,
@@ -71,11 +71,15 @@ class Evolution(Agent):
         return child
 
     def _mutated(self, child: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Some variables with another candidate, each other one as likely."""
+        """Some variables changed: half of them by one step, half to any other candidate."""
         count = min(1 + rng.poisson(self.moves), len(child))
         for position in rng.choice(len(child), size=count, replace=False):
-            choices = self._highest[position] + 1
-            child[position] = (child[position] + rng.integers(1, choices)) % choices
+            highest = self._highest[position]
+            if rng.random() < 0.5:
+                step = 1 if rng.random() < 0.5 else -1
+                child[position] = min(max(child[position] + step, 0), highest)
+            else:
+                child[position] = (child[position] + rng.integers(1, highest + 1)) % (highest + 1)
         return child
 
 
