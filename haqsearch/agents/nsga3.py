@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import numpy as np
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseGASampler, NSGAIIISampler
@@ -41,17 +42,20 @@ class NSGA3(Agent):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        # Marks the trial with its generation, the openings too: Optuna counts only trials that are marked.
-        self._sampler(0).get_trial_generation(study, trial)
+        if trial.number < len(self.problem.openings):  # Optuna counts only trials that are marked
+            key = self._sampler(0)._get_generation_key()
+            study._storage.set_trial_system_attr(trial._trial_id, key, 0)
         return super().sample_relative(study, trial, search_space)
 
     def propose(self, study: Study, trial: FrozenTrial) -> Policy:
         rng = self.rng(trial)
-        # Survivors are drawn once a generation and then kept in the study, a child is drawn every time: by generators of
-        # their own, for a search that was killed in between finds the survivors there and draws the child alone.
-        selecting, breeding = (self._sampler(int(seed)) for seed in rng.integers(2**31, size=2))
-        selecting.get_parent_population(study, selecting.get_trial_generation(study, trial))
-        params = breeding.sample_relative(study, trial, self.problem.distributions)
+        sampler = self._sampler(int(rng.integers(2**31)))
+        # Survivors are drawn once a generation and then kept in the study, a child is drawn for every trial: by generators
+        # of their own, for a search that was killed in between finds the survivors there and draws the child alone.
+        for generation in range(1, sampler.get_trial_generation(study, trial) + 1):
+            drawn = np.random.default_rng([self.seed, generation, 3]).integers(2**31)
+            self._sampler(int(drawn)).get_parent_population(study, generation)
+        params = sampler.sample_relative(study, trial, self.problem.distributions)
         random = {v.name: int(rng.integers(len(v.candidates))) for v in self.problem.free}
         return self.problem.policy_of(random | params)  # what mutates is missing in params, as is all in the beginning
 
