@@ -41,7 +41,8 @@ def test_the_table_has_every_family_and_fits_80_columns(formats):
     assert any(row.startswith("float32 32 weights, activations") for row in rows.values())
     assert any(row.startswith("vsq4 4.25 tensors only") for row in rows.values())
     assert any(row.startswith("int4:group=128 4.25 tensors only") for row in rows.values())
-    assert any(row.startswith("kmeans1 .. kmeans8 1 .. 8 tensors only") for row in rows.values())
+    assert any(row.startswith("kmeans1 .. kmeans8 1 .. 8 weights") for row in rows.values())
+    assert any(row.startswith("ternary 2 weights") for row in rows.values())
 
 
 def test_json_has_every_name(formats):

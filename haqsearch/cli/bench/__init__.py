@@ -11,6 +11,7 @@ import typer
 COMMANDS = {
     "search": "haqsearch.cli.bench.search",
     "fidelity": "haqsearch.cli.bench.fidelity",
+    "learning": "haqsearch.cli.bench.learning",
 }
 
 
