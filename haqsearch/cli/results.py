@@ -24,18 +24,23 @@ def command(
     ] = None,
 ) -> None:
     """Table of every finished run under DIR, from their summary.json: accuracy on the report split, costs, time."""
-    from haqsearch.errors import DataError
-    from haqsearch.files import write_text_atomic
-
     text = table(folder)
     if write is None:
         print(text)
         return
-    page = write.read_text(encoding="utf-8") if write.is_file() else ""
-    if page.count(BEGIN) != 1 or page.count(END) != 1:
-        raise DataError(f"{write}: needs one line {BEGIN} and one line {END} around the place of the table")
-    before, after = page.split(BEGIN)[0], page.split(END)[1]
-    write_text_atomic(write, f"{before}{BEGIN}\n{text}\n{END}{after}")
+    write_between(write, BEGIN, END, text)
+
+
+def write_between(file: Path, begin: str, end: str, text: str) -> None:
+    """Put ``text`` between the lines ``begin`` and ``end`` of ``file``. Raises DataError if they are not there once each."""
+    from haqsearch.errors import DataError
+    from haqsearch.files import write_text_atomic
+
+    page = file.read_text(encoding="utf-8") if file.is_file() else ""
+    if page.count(begin) != 1 or page.count(end) != 1:
+        raise DataError(f"{file}: needs one line {begin} and one line {end} around the place of the table")
+    before, after = page.split(begin)[0], page.split(end)[1]
+    write_text_atomic(file, f"{before}{begin}\n{text}\n{end}{after}")
 
 
 def table(folder: Path) -> str:

@@ -14,11 +14,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from haqsearch.errors import HaqError, SearchError
 from haqsearch.files import replacing, write_json_atomic
-from haqsearch.spec import METRICS, Choice, Evaluation, Objective, Policy, front
+from haqsearch.spec import METRICS, OBJECTIVES, Choice, Evaluation, Objective, Policy, front
 
 SCHEMA_VERSION = 1
 # Of ``trials.parquet``; every other column is a metric.
-_COLUMNS = ("number source policy_digest score accuracy loss kl feasible violation samples fidelity seconds "
+_COLUMNS = ("number source policy_digest score accuracy loss kl logit_mse feasible violation samples fidelity seconds "
             "policy proposal error").split()  # fmt: skip
 
 
@@ -30,7 +30,8 @@ class Record:
     samples that it was scored on, and its fidelity says how many (``ptq:250``).
 
     ``proposal`` is what the agent wished for, ``policy`` what the budget made of it and what was evaluated.
-    ``source`` is the agent's name, or ``uniform`` for the baselines that every search begins with.
+    ``source`` is the agent's name, or ``uniform`` for the baselines that every search begins with. ``thinking_s`` are
+    processor seconds that the agent took to propose it.
     """
 
     number: int
@@ -39,6 +40,7 @@ class Record:
     proposal: Policy
     evaluation: Evaluation
     score: float | None
+    thinking_s: float = 0.0
 
     @property
     def pruned(self) -> bool:
@@ -71,6 +73,7 @@ def record_of(trial: FrozenTrial) -> Record:
         proposal=read_policy(attributes["proposal"]),
         evaluation=Evaluation.from_json(attributes["evaluation"]),
         score=trial.values[0] if trial.state == TrialState.COMPLETE else None,
+        thinking_s=attributes.get("thinking_s", 0.0),
     )
 
 
@@ -78,11 +81,6 @@ def read_records(study: Study) -> list[Record]:
     """Every finished trial that was evaluated, by number; failed and pruned ones included, unfinished ones not."""
     trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL))
     return [record_of(trial) for trial in trials if "evaluation" in trial.user_attrs]
-
-
-def thinking_seconds(study: Study) -> dict[int, float]:
-    """Processor seconds that the agent took to propose each trial, by number."""
-    return {trial.number: trial.user_attrs.get("thinking_s", 0.0) for trial in study.get_trials(deepcopy=False)}
 
 
 def best_of(records: Sequence[Record]) -> Record | None:
@@ -103,7 +101,7 @@ def write_best(path: Path, record: Record, **provenance: Any) -> None:
     Base units; ``evaluation`` is the trial's number. The file is the old one or the new one, whole.
     """
     e = record.evaluation
-    scores = {"score": record.score, "accuracy": e.accuracy, "loss": e.loss, "kl": e.kl}
+    scores = {"score": record.score, **e.scores}
     content = record.policy.to_json(
         **provenance, fidelity=e.fidelity, costs=dict(e.metrics), evaluation=record.number, **scores
     )
@@ -121,9 +119,7 @@ def write_trials(path: Path, records: Sequence[Record]) -> None:
         "source": ("string", [r.source for r in records]),
         "policy_digest": ("string", [r.policy.digest for r in records]),
         "score": ("float64", [r.score for r in records]),
-        "accuracy": ("float64", [r.evaluation.accuracy for r in records]),
-        "loss": ("float64", [r.evaluation.loss for r in records]),
-        "kl": ("float64", [r.evaluation.kl for r in records]),
+        **{name: ("float64", [r.evaluation.scores[name] for r in records]) for name in OBJECTIVES},
         "feasible": ("bool", [r.feasible for r in records]),
         "violation": ("float64", [r.evaluation.violation for r in records]),
         "samples": ("int64", [r.evaluation.samples for r in records]),
@@ -164,6 +160,7 @@ def _record_of_row(row: Mapping[Any, Any]) -> Record:
         accuracy=number("accuracy"),
         loss=number("loss"),
         kl=number("kl"),
+        logit_mse=number("logit_mse"),
         samples=int(number("samples") or 0),
         seconds=number("seconds") or 0.0,
         fidelity=str(row.get("fidelity") or "ptq"),
@@ -197,9 +194,7 @@ def write_pareto(
             "samples": record.evaluation.samples,
             "policy_digest": record.policy.digest,
             "score": record.score,
-            "accuracy": record.evaluation.accuracy,
-            "loss": record.evaluation.loss,
-            "kl": record.evaluation.kl,
+            **record.evaluation.scores,
             "metrics": dict(record.evaluation.metrics),
             "policy": policy_text(record.policy),
         }

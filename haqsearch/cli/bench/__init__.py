@@ -12,6 +12,7 @@ COMMANDS = {
     "search": "haqsearch.cli.bench.search",
     "fidelity": "haqsearch.cli.bench.fidelity",
     "learning": "haqsearch.cli.bench.learning",
+    "devices": "haqsearch.cli.bench.devices",
 }
 
 

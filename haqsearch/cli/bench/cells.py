@@ -19,7 +19,6 @@ from haqsearch.errors import DataError, RecipeError, SearchError
 if TYPE_CHECKING:
     from haqsearch.agents import Agent
     from haqsearch.cli.bench.stages import Stage
-    from haqsearch.search.loop import Event
     from haqsearch.search.records import Record
 
 IMPROVED, REPORTED = "improved", "reported"
@@ -134,13 +133,34 @@ class Cell:
         problem, options = self.stage.assembly.problem, dict(self.entrant.options)
         return build_agent(self.entrant.name, problem, self.seed, self.evaluations, **options)
 
-    def run(self, at: Sequence[int], commit: str, on_event: Callable[[Event], None] = lambda event: None) -> list[Row]:
-        """Search to the end, from where a killed process stopped; the rows, with the best after ``at`` evaluations.
+    def run(self, at: Sequence[int], commit: str) -> list[Row]:
+        """Search to the end; the rows, with the best after ``at`` evaluations. Raises as ``search``."""
+        records = [record for record in self.search() if record.score is not None]
+        counts = sorted({count for count in at if count < self.evaluations} | {self.evaluations})
+        rows: list[Row] = []
+        best: Record | None = None
+        thinking = scoring = 0.0
+        for evaluation, record in enumerate(records, start=1):
+            thinking += record.thinking_s
+            scoring += record.evaluation.seconds
+            if record.feasible and (best is None or (record.score or 0.0) > (best.score or 0.0)):
+                best = record
+                rows.append(self._row(best, IMPROVED, evaluation, thinking, scoring, commit))
+            # A search that ended early had its last best ever after.
+            done = [
+                count for count in counts if evaluation == count or (evaluation == len(records) and count > evaluation)
+            ]
+            rows += [self._row(best, REPORTED, count, thinking, scoring, commit) for count in done if best]
+        return rows
+
+    def search(self) -> list[Record]:
+        """Search to the end, from where a killed process stopped; what was evaluated.
 
         Raises Busy if another process is at it, and what ``run_search`` raises.
         """
         from haqsearch.search.loop import run_search
         from haqsearch.search.pool import SerialPool
+        from haqsearch.search.records import read_records
         from haqsearch.search.storage import exclusive, open_study
 
         assembly = self.stage.assembly
@@ -152,31 +172,8 @@ class Cell:
             recipe = assembly.recipe.model_copy(update={"agent": self.entrant.text})
             digest = f"{recipe.digest}-{assembly.weights_digest}-{assembly.device.digest}"
             study = open_study(self.folder, "search", digest)
-            pool = SerialPool(self.stage.evaluate)
-            run_search(assembly.problem, self.agent, pool, study, self.evaluations, on_event)
-            return self._rows(study, at, commit)
-
-    def _rows(self, study: Any, at: Sequence[int], commit: str) -> list[Row]:
-        from haqsearch.search.records import read_records, thinking_seconds
-
-        records = [record for record in read_records(study) if record.score is not None]
-        thought = thinking_seconds(study)
-        counts = sorted({count for count in at if count < self.evaluations} | {self.evaluations})
-        rows: list[Row] = []
-        best: Record | None = None
-        thinking = scoring = 0.0
-        for evaluation, record in enumerate(records, start=1):
-            thinking += thought[record.number]
-            scoring += record.evaluation.seconds
-            if record.feasible and (best is None or (record.score or 0.0) > (best.score or 0.0)):
-                best = record
-                rows.append(self._row(best, IMPROVED, evaluation, thinking, scoring, commit))
-            # A search that ended early had its last best ever after.
-            done = [
-                count for count in counts if evaluation == count or (evaluation == len(records) and count > evaluation)
-            ]
-            rows += [self._row(best, REPORTED, count, thinking, scoring, commit) for count in done if best]
-        return rows
+            run_search(assembly.problem, self.agent, SerialPool(self.stage.evaluate), study, self.evaluations)
+            return read_records(study)
 
     def _row(self, best: Record, event: str, evaluation: int, thinking: float, scoring: float, commit: str) -> Row:
         from haqsearch.search.records import policy_text

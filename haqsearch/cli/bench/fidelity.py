@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from haqsearch.cli.bench.ranks import interval, rank_agreement, resamples, spearman
+from haqsearch.cli.bench.ranks import interval, rank_agreement, resampled, spearman
 from haqsearch.cli.options import DataRoot, Overrides, RecipePath
 from haqsearch.spec import OBJECTIVES
 
@@ -180,7 +180,7 @@ class Measured:
 
         def searched() -> Scores:
             e = candidate().evaluation
-            return Scores(e.accuracy or 0.0, e.loss or 0.0, e.kl or 0.0, e.samples)
+            return Scores(e.accuracy or 0.0, e.loss or 0.0, e.kl or 0.0, e.logit_mse or 0.0, e.samples)
 
         what = f"{policy.digest} {rung}" + (f" {self.stage.assembly.recipe.qat}" if rung == "qat" else "")
         scores, evaluator = self.stage.scores, self.stage.assembly.evaluator
@@ -234,14 +234,11 @@ def objectives(measured: Measured) -> dict[str, Any]:
     rows = measured.table
     report = [row["report"]["ptq"]["accuracy"] for row in rows]
     columns = {name: _column(rows, "ptq", name) for name in OBJECTIVES}
-    rho = {name: spearman(column, report) for name, column in columns.items()}
+    rho = {name: float(spearman(column, report)) for name, column in columns.items()}
     best = max(rho, key=lambda name: rho[name])
-    differences: dict[str, list[float]] = {name: [] for name in rho if name != best}
-    for sample in resamples([*columns.values(), report], 0):
-        again = dict(zip(columns, (spearman(column, sample[-1]) for column in sample[:-1]), strict=True))
-        for name, values in differences.items():
-            values.append(again[best] - again[name])
-    alike = [name for name, values in differences.items() if interval(values)[0] <= 0]
+    *drawn, accuracy = resampled([*columns.values(), report], 0)
+    again = dict(zip(columns, (spearman(column, accuracy) for column in drawn), strict=True))
+    alike = [name for name in rho if name != best and interval(again[best] - again[name])[0] <= 0]
     return {"best": best, "alike": alike, "spearman": {name: round(value, 4) for name, value in rho.items()}}
 
 
@@ -256,6 +253,7 @@ def _figures(scored: Scored) -> dict[str, float]:
         "accuracy": scores.accuracy,
         "loss": round(scores.loss, 8),
         "kl": round(scores.kl, 8),
+        "logit_mse": round(scores.logit_mse, 8),
         "seconds": round(scored.seconds, 4),
     }
 

@@ -18,38 +18,37 @@ def rank_agreement(x: Sequence[float], y: Sequence[float], seed: int = 0) -> dic
 
     if len(x) < LEAST:
         return None
-    low, high = interval([spearman(*pair) for pair in resamples([x, y], seed)])
+    low, high = interval(spearman(*resampled([x, y], seed)))
     tau = kendalltau(x, y).statistic
     return {
         "count": len(x),
-        "spearman": round(spearman(x, y), 4),
+        "spearman": round(float(spearman(x, y)), 4),
         "interval": [low, high],
         "kendall": round(float(tau), 4) if tau == tau else 0.0,
     }
 
 
-def spearman(x: Sequence[float], y: Sequence[float]) -> float:
-    """Spearman's rho: Pearson's of the ranks, ties at their mean; 0 where all are tied."""
+def spearman(x: Any, y: Any) -> Any:
+    """Spearman's rho along the last axis: Pearson's of the ranks, ties at their mean; 0 where all are tied."""
     import numpy as np
     from scipy.stats import rankdata
 
-    a, b = rankdata(x), rankdata(y)
-    a, b = a - a.mean(), b - b.mean()
-    norm = float(np.sqrt((a @ a) * (b @ b)))
-    return float(a @ b) / norm if norm else 0.0
+    a, b = (rankdata(values, axis=-1) for values in (x, y))
+    a, b = (ranks - ranks.mean(-1, keepdims=True) for ranks in (a, b))
+    norm = np.sqrt((a * a).sum(-1) * (b * b).sum(-1))
+    return np.where(norm > 0, (a * b).sum(-1) / np.where(norm > 0, norm, 1.0), 0.0)
 
 
-def resamples(columns: Sequence[Sequence[float]], seed: int) -> Any:
-    """RESAMPLES times the same rows of every column, drawn with replacement."""
+def resampled(columns: Sequence[Sequence[float]], seed: int) -> Any:
+    """Every column with its rows drawn anew, with replacement, the same of all columns: [column, RESAMPLES, row]."""
     import numpy as np
 
-    rng = np.random.default_rng(seed)
     table = np.asarray(columns, dtype=float)
-    for _ in range(RESAMPLES):
-        yield table[:, rng.integers(table.shape[1], size=table.shape[1])]
+    rows = table.shape[1]
+    return table[:, np.random.default_rng(seed).integers(rows, size=(RESAMPLES, rows))]
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
+def interval(values: Any) -> tuple[float, float]:
     """The middle 95 %."""
     import numpy as np
 

@@ -277,4 +277,61 @@ def _weak(rungs: Sequence[dict[str, Any]]) -> str:
     )
 
 
-SECTIONS: tuple[Callable[[Path], Lines], ...] = (searches, fidelities)
+# -- devices ----------------------------------------------------------------------------------------------------------
+
+
+def devices(folder: Path) -> Lines:
+    """The table of every ``devices-*.json``."""
+    lines: Lines = []
+    for path in sorted(folder.glob("devices-*.json")):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        lines += [f"\n### {found['recipe']}\n", *device_table(found)]
+    return ["\n## A policy for each device\n", *lines[1:]] if lines else []
+
+
+def device_table(found: dict[str, Any]) -> Lines:
+    """A row per policy, found for a device; a column per device that it runs on; and whether each is the best on its own."""
+    policies, metric, where = found["policies"], found["metric"], found["environment"]
+    names = list(policies)
+    batches = {name: cost["batch"] for p in policies.values() for name, cost in p["costs"].items() if cost}
+    head = ["found for", *(f"on {name}" for name in names), f"{found['objective']}, search", "accuracy, report"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for name, policy in policies.items():
+        costs = [_cost(metric, policy["costs"][other], other == name) for other in names]
+        score = found["objective_sign"] * policy["score"]
+        lines.append(f"| {name} | {' | '.join(costs)} | {score:.4f} | {policy['report_accuracy']:.2%} |")
+    beaten = [text for name in names if (text := _beaten(found, name))]
+    verdict = "; ".join(beaten) if beaten else "every policy is the best of them on the device that it was found for"
+    several = {name: batch for name, batch in batches.items() if batch != 1}
+    batch = f" (batch {', '.join(f'{b} on {n}' for n, b in several.items())}; else 1)" if several else ""
+    target = found["objective_sign"] * found["target"]["score"]
+    return [
+        *lines,
+        "",
+        f"{found['model']} on {found['data']}, ptq {found['ptq']}, no training: {metric}{batch}, and its share of 8 bits "
+        f"everywhere, in bold on the device it was found for. For each, `{found['agent']}` looked for the least at which "
+        f"{found['objective']} on {found['splits']['search']:,} search samples is that of `{found['target']['policy']}` "
+        f"({target:.4f}) or better, with {found['evaluations']} evaluations for each budget tried. "
+        f"{verdict[0].upper()}{verdict[1:]}. "
+        f"Made by `haqsearch bench devices`, commit {where['commit']}: {where['processor']}, {where['cores']} cores, "
+        f"torch {where['torch']}, Python {where['python']}.",
+    ]
+
+
+def _cost(metric: str, cost: dict[str, float] | None, own: bool) -> str:
+    from hwmodels.meter import quantity
+
+    text = f"{quantity(metric, cost['value'])} ({cost['share']:.3f})" if cost else "cannot run it"
+    return f"**{text}**" if own else text
+
+
+def _beaten(found: dict[str, Any], device: str) -> str:
+    """Who is better on ``device`` than the policy found for it; empty if none is."""
+    costs = {name: policy["costs"][device] for name, policy in found["policies"].items()}
+    own = costs[device]["value"]
+    best = min((name for name in costs if costs[name]), key=lambda name: costs[name]["value"])
+    value = costs[best]["value"]
+    return f"on {device} the policy found for {best} takes {1 - value / own:.1%} less" if value < own else ""
+
+
+SECTIONS: tuple[Callable[[Path], Lines], ...] = (searches, fidelities, devices)
