@@ -36,7 +36,13 @@ AXIS = {
     "automargin": True,
     "title": {"standoff": 8},
 }
-SHORT = {"accuracy": "accuracy", "loss": "loss (nats)", "kl": "KL to float (nats)", "score": "score"}
+SHORT = {
+    "accuracy": "accuracy",
+    "loss": "loss (nats)",
+    "kl": "KL to float (nats)",
+    "logit_mse": "logit error",
+    "score": "score",
+}
 
 
 def label(text: str, longest: int = 200) -> str:
@@ -241,7 +247,7 @@ def scatter(run: Run, metric: str, objective: Objective = OBJECTIVES["accuracy"]
     figure = styled(traces, height=330)
     figure.update_xaxes(title={"text": f"{title(metric)} ({unit})" if unit else title(metric)}, nticks=7)
     best_known = value_of(chosen, objective) if chosen else None
-    figure.update_yaxes(**_objective_axis(objective, [value_of(t, objective) for t in shown], best_known))
+    figure.update_yaxes(**objective_axis(objective, [value_of(t, objective) for t in shown], best_known))
     if limit is not None:
         _draw_limit(figure, limit / size, human(metric, limit), xy(shown)[0])
     return figure
@@ -264,11 +270,12 @@ def clipped(run: Run, objective: Objective = OBJECTIVES["accuracy"]) -> int:
     """How many evaluated policies lie outside the accuracy axis as first shown."""
     values = [v for t in run.trials if (v := value_of(t, objective)) is not None]
     chosen = value_of(run.chosen, objective) if run.chosen else None
-    bounds = _objective_axis(objective, [*values], chosen).get("range")
+    bounds = objective_axis(objective, [*values], chosen).get("range")
     return sum(not bounds[0] <= v <= bounds[1] for v in values) if bounds and objective.name == "accuracy" else 0
 
 
-def _objective_axis(objective: Objective, values: Sequence[float | None], chosen: float | None) -> dict[str, Any]:
+def objective_axis(objective: Objective, values: Sequence[float | None], chosen: float | None) -> dict[str, Any]:
+    """Layout of the axis of an objective: in percent, or logarithmic where values differ twentyfold."""
     known = [v for v in values if v is not None]
     axis: dict[str, Any] = {"title": {"text": SHORT[objective.name]}}
     if objective.name == "accuracy":
@@ -355,7 +362,7 @@ def progress(run: Run) -> go.Figure:
     if by_violation:
         figure.update_yaxes(ticksuffix=" %", title={"text": name})
     else:
-        figure.update_yaxes(**_objective_axis(objective, [value(t) for t in shown], None))
+        figure.update_yaxes(**objective_axis(objective, [value(t) for t in shown], None))
     return figure
 
 

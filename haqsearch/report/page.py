@@ -17,7 +17,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from haqsearch.report import figures, tables
+from haqsearch.report import figures, front, tables
 from haqsearch.report.records import Run, load
 from haqsearch.report.units import MINUS, MISSING, TIMES, count, finite, human, percent, plural, points, title, wilson
 from haqsearch.spec import OBJECTIVES, Objective
@@ -70,6 +70,7 @@ def render(run: Run) -> str:
         for section in (
             _headline(run),
             _budget_and_summary(run),
+            _front(run, plots),
             _bits(run, plots),
             _layers(run),
             _trade_off(run, plots),
@@ -217,6 +218,21 @@ def _budget_and_summary(run: Run) -> str:
     return f'<div class="columns">{left}<div>{_card("Run", tables.summary(run))}</div></div>'
 
 
+def _front(run: Run, plots: dict[str, Any]) -> str:
+    metrics = front.metrics(run)
+    if not metrics or not run.pareto:
+        return ""
+    legend = _legend(
+        [("circle", "on the front"), ("ring", "beaten by another"), ("star", "chosen: the best objective")]
+    )
+    plotted = "".join(
+        f"<div><h3>{escape(title(m))}</h3>{place(plots, f'front-{k}', front.figure(run, m))}</div>"
+        for k, m in enumerate(metrics)
+    )
+    grid = f'<div class="{"plots" if len(metrics) > 1 else "single"}">{plotted}</div>'
+    return _card("The front", _caption(front.caption(run)), legend, grid)
+
+
 def _bits(run: Run, plots: dict[str, Any]) -> str:
     if not run.layers:
         return _card("Bits per layer", _caption("There is no chosen policy to show."))
@@ -261,7 +277,7 @@ def _trade_off(run: Run, plots: dict[str, Any]) -> str:
     kinds += [("dash", "limit")] if run.budget else []
     legend = _legend(kinds)
     views = [OBJECTIVES["accuracy"]]
-    if run.objective.name in ("kl", "loss") and any(figures.value_of(t, run.objective) is not None for t in scored):
+    if run.objective.sign < 0 and any(figures.value_of(t, run.objective) is not None for t in scored):
         views.append(run.objective)
     tabs = "".join(
         f'<button type="button" data-shows="view-{v.name}" aria-pressed="{"false" if i else "true"}">'
@@ -282,7 +298,8 @@ def _trade_off(run: Run, plots: dict[str, Any]) -> str:
 
 
 def _view_name(objective: Objective) -> str:
-    return {"accuracy": "Accuracy", "kl": "KL to float (the objective)", "loss": "Loss (the objective)"}[objective.name]
+    names = {"accuracy": "Accuracy", "kl": "KL to float", "loss": "Loss", "logit_mse": "Logit error"}
+    return names[objective.name] + ("" if objective.name == "accuracy" else " (the objective)")
 
 
 def _progress(run: Run, plots: dict[str, Any]) -> str:

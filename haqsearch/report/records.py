@@ -64,7 +64,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Trial:
-    """One evaluated policy; accuracy, loss and kl are on the search split, None where the evaluation failed."""
+    """One evaluated policy; accuracy, loss, kl and logit_mse are on the search split, None where the evaluation failed."""
 
     number: int
     source: str
@@ -78,6 +78,7 @@ class Trial:
     metrics: Mapping[str, float | None]
     choices: tuple[str, ...]
     error: str = ""
+    logit_mse: float | None = None
 
     @property
     def uniform(self) -> bool:
@@ -166,7 +167,7 @@ def load(folder: Path) -> Run:
         summary=summary,
         layers=_layers(policy),
         trials=trials,
-        pareto=tuple(_pareto_point(p, i) for i, p in enumerate(points) if isinstance(p, dict)),
+        pareto=tuple(_pareto_point(p, i) for i, p in enumerate(points, start=1) if isinstance(p, dict)),
         environment=environment,
     )
 
@@ -247,7 +248,9 @@ def _trials(path: Path) -> tuple[Trial, ...]:
 
 def _trial(row: Mapping[Any, Any], metrics: list[str]) -> Trial:
     pruned = ":" in _text(row.get("fidelity"))  # scored on a part of the split: no figure to lay beside the others
-    accuracy, loss, kl = (None if pruned else finite(row.get(name)) for name in ("accuracy", "loss", "kl"))
+    accuracy, loss, kl, logit_mse = (
+        None if pruned else finite(row.get(name)) for name in ("accuracy", "loss", "kl", "logit_mse")
+    )
     return Trial(
         number=int(finite(row["number"]) or 0),
         source=_text(row.get("source")) or "agent",
@@ -261,13 +264,14 @@ def _trial(row: Mapping[Any, Any], metrics: list[str]) -> Trial:
         metrics={name: finite(row.get(name)) for name in metrics},
         choices=_choices(row.get("policy")),
         error=_text(row.get("error")),
+        logit_mse=logit_mse,
     )
 
 
 def _pareto_point(point: Mapping[str, Any], number: int) -> Trial:
     metrics = point.get("metrics")
     return Trial(
-        number=number,
+        number=int(finite(point.get("point")) or number),
         source="pareto",
         digest=_text(point.get("policy_digest")),
         feasible=bool(point.get("feasible", True)),
@@ -278,6 +282,7 @@ def _pareto_point(point: Mapping[str, Any], number: int) -> Trial:
         score=finite(point.get("score")),
         metrics={str(k): finite(v) for k, v in metrics.items()} if isinstance(metrics, dict) else {},
         choices=_choices(point.get("policy")),
+        logit_mse=finite(point.get("logit_mse")),
     )
 
 

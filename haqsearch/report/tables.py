@@ -243,12 +243,13 @@ def pareto(run: Run) -> str:
         mark = ' <span class="pin star">★ chosen</span>' if chosen and point.digest == chosen else ""
         rows.append(
             f'<th class="sticky"><code>{escape(point.digest)}</code>{mark}</th>'
+            + cell(point.number, "point of pareto.json", "num")
             + cell(point.widths.removeprefix("mean "), "mean weight and activation bits")
             + cell(percent(point.accuracy), repr(point.accuracy), "num")
             + cell(decimal(point.kl), repr(point.kl), "num")
             + "".join(cell(human(m, point.metrics.get(m)), exact(m, point.metrics.get(m)), "num") for m in metrics)
         )
-    head = [cell("Policy", tag="th", kind="sticky"), cell("Mean bits", tag="th")]
+    head = [cell("Policy", tag="th", kind="sticky"), cell("Point", tag="th"), cell("Mean bits", tag="th")]
     head += [
         cell("Accuracy", "search split", "num", "th"),
         cell("KL", "from the float model, search split, nats", "num", "th"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +75,13 @@ def write_run(
     trials: int = 150,
     names: dict[str, str] | None = None,
     objective: str = "kl",
+    traded: Sequence[str] = (),
     **summary: Any,
 ) -> Path:
-    """A finished run folder under ``folder``; keywords replace keys of summary.json."""
+    """A finished run folder under ``folder``; ``traded``: metrics that pareto.json is a front of, in place of all.
+
+    Other keywords replace keys of summary.json.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(7)
     model = resnet20(names)
@@ -117,12 +122,12 @@ def write_run(
         best = policies[max(inside or rows, key=lambda r: (-r["violation"], r["score"]))["policy_digest"]]
     if trials > 20:  # one evaluation that failed
         rows[15] |= {"kl": None, "loss": None, "accuracy": None, "score": None, "error": "ModelError: too wide"}
-    _write(folder, model, rows, policies, limits, int8, objective, summary)
+    _write(folder, model, rows, policies, limits, int8, objective, list(traded or int8), summary)
     return folder
 
 
 def _write(folder: Path, model: ModelSpec, rows: list[dict[str, Any]], policies: dict[str, Policy], limits: Any,
-           int8: dict[str, float], objective: str, changes: dict[str, Any]) -> None:  # fmt: skip
+           int8: dict[str, float], objective: str, metrics: list[str], changes: dict[str, Any]) -> None:  # fmt: skip
     scored = [row for row in rows if row["kl"] is not None]
     inside = [row for row in scored if row["feasible"]]
     chosen = max(inside, key=lambda r: r["score"]) if inside else min(scored, key=lambda r: r["violation"])
@@ -135,10 +140,11 @@ def _write(folder: Path, model: ModelSpec, rows: list[dict[str, Any]], policies:
         for layer in model
     ]))  # fmt: skip
     pd.DataFrame(rows).to_parquet(folder / "trials.parquet")
-    kept = front([(-row["score"], *(row[key] for key in int8)) for row in scored])
-    _json(folder / "pareto.json", {"schema_version": 1, "objective": objective, "metrics": list(int8), "points": [
+    kept = front([(-row["score"], *(row[key] for key in metrics)) for row in scored])
+    _json(folder / "pareto.json", {"schema_version": 1, "objective": objective, "metrics": metrics, "points": [
         {**{key: scored[i][key] for key in ("policy_digest", "score", "accuracy", "loss", "kl")},
-         "metrics": {key: scored[i][key] for key in int8}, "policy": json.loads(scored[i]["policy"])} for i in kept
+         "point": number, "metrics": {key: scored[i][key] for key in int8}, "policy": json.loads(scored[i]["policy"])}
+        for number, i in enumerate(sorted(kept, key=lambda i: -scored[i]["score"]), start=1)
     ]})  # fmt: skip
     _json(folder / "environment.json", {
         "haqsearch": "0.1.0", "python": "3.11.9", "torch": "2.11.0", "plotly": "7.1.0", "commit": "d544310a9",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from haqsearch.report import write_report
@@ -144,6 +146,38 @@ def test_a_run_without_any_feasible_policy_is_drawn(browser: Any, tmp_path: Path
         assert "exceeded" in page.locator("#progress .ytitle").text_content()
         assert_fits(page)
         assert_quiet(seen, path)
+
+
+TRADED = {"hypervolume": 0.61, "front": 9, "reference": {"kl": 1.5, "latency_s": 2e-3, "energy_j": 1e-5}}
+
+
+@pytest.mark.parametrize("metrics", [["latency_s"], ["latency_s", "energy_j"]])
+def test_the_front_is_drawn_with_the_numbers_of_pareto_json(browser: Any, tmp_path: Path, metrics: list[str]) -> None:
+    folder = write_run(tmp_path / "run", budget=(), trials=80, tradeoff={**TRADED, "metrics": metrics}, traded=metrics)
+    points = json.loads((folder / "pareto.json").read_text())["points"]
+    rows = pd.read_parquet(folder / "trials.parquet").dropna(subset="kl")
+    beaten = rows[~rows["policy_digest"].isin([p["policy_digest"] for p in points])]
+    assert len(points) > 4 and len(beaten) > 20
+    path = write_report(folder)
+    for width in (1280, 390):
+        with opened(browser, path, width) as (page, seen):
+            for k in range(len(metrics)):
+                numbers = page.locator(f"#front-{k} .textpoint").all_text_contents()
+                assert sorted(map(int, numbers)) == [p["point"] for p in points]
+                assert page.locator(f"#front-{k} .scatterlayer .point").count() == len(points) + len(beaten)
+                lines = page.locator(f"#front-{k} .js-line").count()
+                assert lines == (1 if len(metrics) == 1 else 0)  # of three dimensions two are shown: no staircase
+            assert "Hypervolume 0.6100" in page.locator("main").text_content()
+            assert_fits(page)
+            assert_quiet(seen, path)
+    with opened(browser, path, 1280) as (page, _):
+        page.locator("#front-0 .scatterlayer .trace").last.locator(".point").first.hover(force=True)
+        assert "point " in page.locator("#front-0 .hoverlayer").text_content()
+
+
+def test_a_run_of_one_objective_has_no_front_card(browser: Any, report: Path) -> None:
+    with opened(browser, report, 1280) as (page, _):
+        assert page.locator("[id^=front-]").count() == 0
 
 
 def test_printing_narrows_the_plots_to_the_paper(browser: Any, report: Path) -> None:
