@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ class Record:
     proposal: Policy
     evaluation: Evaluation
     score: float | None
-    thinking_s: float = 0.0
+    thinking_s: float = field(default=0.0, compare=False)
 
     @property
     def pruned(self) -> bool:

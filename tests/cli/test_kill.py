@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from haqsearch.spec import Policy
+
 from .conftest import ENVIRONMENT, EVALUATIONS, HAQSEARCH, command, trials
 
 
@@ -51,6 +53,8 @@ def search_with_kills(finished, folder: Path, moments: list[tuple[str, int, floa
             "after": (folder / "trials.parquet").exists,
         }[stage]
         killed += kill_when(arguments, folder.parent, reached, delay)
+        if (folder / "best.json").exists():
+            Policy.from_json(json.loads((folder / "best.json").read_text()))
     assert killed >= len(moments) - 1, "the run ended before it could be killed: the test says nothing"
     result = command(*arguments, cwd=folder.parent)
     assert result.code == 0, result.err
@@ -62,6 +66,8 @@ def search_with_kills(finished, folder: Path, moments: list[tuple[str, int, floa
     summaries = [json.loads((f / "summary.json").read_text()) for f in (finished.folder, folder)]
     for name in ("policy_digest", "accuracy", "evaluations", "metrics"):
         assert summaries[0][name] == summaries[1][name]
+    best = [json.loads((f / "best.json").read_text()) for f in (finished.folder, folder)]
+    assert best[0] == best[1] and best[0]["evaluation"] in [row["number"] for row in whole]
 
 
 def test_killed_twice(finished, tmp_path):

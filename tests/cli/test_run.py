@@ -13,7 +13,7 @@ from .conftest import EVALUATIONS, command, trials
 
 FILES = {
     "recipe.toml", "study.journal", "trials.parquet", "pareto.json", "policy.json", "model.safetensors", "model.onnx",
-    "summary.json", "environment.json", "report.html", "float.safetensors",
+    "summary.json", "environment.json", "report.html", "float.safetensors", "best.json",
 }  # fmt: skip
 KEYS = {
     "float_accuracy", "accuracy", "feasible", "metrics", "budget", "evaluations", "seconds", "policy_digest",

@@ -15,6 +15,9 @@ from haqsearch.search.ray_pool import RayPool, _start_ray
 from haqsearch.search.records import read_records
 from haqsearch.testing.agent_cases import AdditiveLoss, new_study, toy_problem
 
+from .test_ladder import Workers
+from .workers import LADDER, in_parts
+
 PROBLEM = toy_problem()
 
 
@@ -43,6 +46,18 @@ def test_workers_give_what_this_process_gives():
     pool.close()
     assert summary.complete == 12
     assert read_records(study) == policies(12)  # a random agent learns nothing, so two at a time change nothing
+
+
+def test_a_ladder_on_workers_is_the_ladder_of_any_pool_with_as_many_places():
+    config, found = {"layers": 6, "seed": 3}, []
+    for pool in (RayPool("workers:in_parts", config, workers=2), Workers(2, in_parts(config))):
+        study = new_study()
+        agent = build_agent("tpe", PROBLEM, 1, 16)
+        summary = run_search(PROBLEM, agent, pool, study, 16, ladder=LADDER)
+        pool.close()
+        assert summary.pruned > 0
+        found.append([(r.policy, r.score, r.evaluation.fidelity) for r in read_records(study)])
+    assert found[0] == found[1]
 
 
 def test_death_and_failure_of_workers(tmp_path):

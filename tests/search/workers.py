@@ -45,6 +45,18 @@ def mortal(config: dict) -> Callable[[Policy], Evaluation]:
     return evaluate
 
 
+def in_parts(config: dict) -> Callable[..., Evaluation]:
+    """``additive`` over ``SAMPLES`` samples, each with noise of its own, to be scored part by part."""
+    good = additive(config)
+
+    def evaluate(policy: Policy, part: Part = (0, None)) -> Evaluation:
+        first, last = part[0], part[1] or SAMPLES
+        noise = np.random.default_rng(int(policy.digest, 16) % 2**32).normal(1, 0.05, SAMPLES)[first:last].mean()
+        return replace(good(policy), loss=float((good(policy).loss or 0.0) * noise), samples=last - first)
+
+    return evaluate
+
+
 def broken(config: dict) -> Callable[[Policy], Evaluation]:
     raise FileNotFoundError("no weights at weights.safetensors")
 
@@ -55,15 +67,13 @@ def logged_search(folder: Path, agent: str, evaluations: int, pause: float) -> N
     Its best policy is kept in ``best.json``. An agent called ``NAME+ladder`` searches on the rungs of ``LADDER``.
     """
     problem = toy_problem()
-    good = AdditiveLoss(problem.space.model)
+    score = in_parts({"layers": len(problem.space.model), "seed": 0})
 
     def evaluate(policy: Policy, part: Part = (0, None)) -> Evaluation:
         time.sleep(pause)
-        first, last = part[0], part[1] or SAMPLES
         with (folder / "evaluated.log").open("a") as log:
-            log.write(f"{policy.digest}:{first}\n")
-        noise = np.random.default_rng(int(policy.digest, 16) % 2**32).normal(1, 0.05, SAMPLES)[first:last].mean()
-        return replace(good(policy), loss=float((good(policy).loss or 0.0) * noise), samples=last - first)
+            log.write(f"{policy.digest}:{part[0]}\n")
+        return score(policy, part)
 
     def keep_best(event: Event) -> None:
         if event.best is event.record:
