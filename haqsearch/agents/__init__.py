@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from haqsearch.agents.problem import Problem
 
 AGENTS: dict[str, str] = {
+    "funnel": "haqsearch.agents.funnel:Funnel",
+    "ilp": "haqsearch.agents.ilp:ILP",
+    "greedy": "haqsearch.agents.greedy:Greedy",
     "random": "haqsearch.agents.random:Random",
     "uniform": "haqsearch.agents.uniform:Uniform",
     "tpe": "haqsearch.agents.tpe:TPE",

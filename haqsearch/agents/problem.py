@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from haqsearch.errors import BudgetError
+from haqsearch.errors import BudgetError, SearchError
 from haqsearch.spec import (
     Choice,
     Costing,
@@ -19,6 +19,7 @@ from haqsearch.spec import (
     Objective,
     Policy,
     SearchSpace,
+    Sensitivity,
     Variable,
     front,
     violation,
@@ -52,6 +53,7 @@ class Problem:
     objective  its ``score`` is what a search makes large
     warm_starts  policies from elsewhere that every search looks at first; they need not be in the space nor the budget
     tradeoff   metrics to be made small together with the objective: then there is a front of policies, no single best
+    measure    measures the sensitivity table that exact solvers add up; called once, and only if an agent asks for it
     """
 
     space: SearchSpace
@@ -60,6 +62,17 @@ class Problem:
     objective: Objective
     warm_starts: tuple[Policy, ...] = ()
     tradeoff: tuple[str, ...] = ()
+    measure: Callable[[], Sensitivity] | None = None
+
+    @cached_property
+    def sensitivity(self) -> Sensitivity:
+        """What each decision alone does to the objective. Raises SearchError if nobody can measure it here."""
+        if self.measure is None:
+            raise SearchError(
+                "this agent adds up a sensitivity table, and the problem has none: give Problem(measure=...), a function that "
+                "returns a haqsearch.spec.Sensitivity"
+            )
+        return self.measure().check(self.space)
 
     @property
     def directions(self) -> tuple[Direction, ...]:

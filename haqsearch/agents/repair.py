@@ -9,6 +9,8 @@ several buffers, where all of them have to shrink before the peak does. On a str
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from haqsearch.agents.problem import Problem
 from haqsearch.errors import BudgetError
 from haqsearch.spec import Policy
@@ -56,6 +58,36 @@ def sweep(problem: Problem, policy: Policy) -> Policy:
         if not moved and not strict:
             break
         strict = moved
+    return space.policy(indices)
+
+
+def descend(problem: Problem, policy: Policy, losses: Sequence[Sequence[float]]) -> Policy:
+    """A way down that looks ahead: at every step the bits whose loss is least for what they take off the violation.
+
+    ``losses`` are predicted, per variable of the space and candidate (``Sensitivity.losses``). A step lowers one variable to
+    any narrower candidate; of all that lower the violation, the one with the least rise per unit is taken - of the last one
+    needed, the cheapest that suffices. Like ``sweep`` it never raises the violation, and ends where no step lowers it; then
+    ``sweep`` goes on from there.
+    """
+    space = problem.space
+    indices = list(space.indices(policy))
+    excess = problem.violation(policy)
+    while excess > 0:
+        best: tuple[float, float, int, int] | None = None
+        for position, index in enumerate(indices):
+            for narrower in range(index - 1, -1, -1):
+                indices[position] = narrower
+                left = problem.violation(space.policy(indices))
+                if left < excess:
+                    rise = losses[position][narrower] - losses[position][index]
+                    # What is saved beyond the budget is worth nothing.
+                    step = (max(rise, 0.0) / (excess - left), left, position, narrower)
+                    best = step if best is None or step < best else best
+            indices[position] = index
+        if best is None:
+            return sweep(problem, space.policy(indices))
+        _, excess, position, narrower = best
+        indices[position] = narrower
     return space.policy(indices)
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from haqsearch.config import Recipe
 from haqsearch.errors import DataError, HaqError, ModelError, RecipeError
-from haqsearch.spec import OBJECTIVES, Evaluation, Limit, Policy, SearchSpace
+from haqsearch.spec import OBJECTIVES, Evaluation, Limit, Policy, SearchSpace, Sensitivity
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from haqsearch.agents import Agent, Problem
     from haqsearch.data import DataSet, Splits
     from haqsearch.evaluate import Evaluator, Prepared
+    from haqsearch.evaluate.sensitivity import Sensitivities
     from hwmodels import HardwareModel, Meter
 
 FLOAT_FILE = "float.safetensors"
@@ -245,7 +246,22 @@ class Assembly:
                 known = ", ".join(self.meter.metrics)
                 raise RecipeError(f"tradeoff: {self.device.name} has no {metric}; it knows {known}")
         objective = OBJECTIVES[recipe.objective]
-        return Problem(self.space, self.meter, self.limits, objective, self.warm_starts, recipe.tradeoff)
+        return Problem(
+            self.space, self.meter, self.limits, objective, self.warm_starts, recipe.tradeoff, lambda: self.sensitivity
+        )
+
+    @cached_property
+    def sensitivities(self) -> Sensitivities:
+        """Sensitivity tables of the recipe's search space on its search split, kept in the run folder."""
+        from haqsearch.evaluate.sensitivity import Sensitivities
+
+        return Sensitivities(self.evaluator, self.space, self.out)
+
+    @cached_property
+    def sensitivity(self) -> Sensitivity:
+        """What agents add up: by the recipe's objective, but by the logits' error in place of accuracy, which saturates."""
+        objective = self.recipe.objective
+        return self.sensitivities.table("logit_mse" if objective == "accuracy" else objective)
 
     @cached_property
     def warm_starts(self) -> tuple[Policy, ...]:

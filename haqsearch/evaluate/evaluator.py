@@ -66,4 +66,5 @@ class Evaluator:
             seed,
             costs,
             violation(costs, self.limits),
+            logit_mse=scores.logit_mse,
         )

@@ -142,7 +142,7 @@ class Stage:
 def combined(parts: Sequence[Evaluation]) -> Evaluation:
     """One evaluation of the samples of all ``parts``: means weighted by samples, seconds added up.
 
-    A failed part fails the whole. What one part lacks (accuracy, loss or kl) the whole lacks.
+    A failed part fails the whole. What one part lacks (accuracy, say) the whole lacks.
     """
     last, samples = parts[-1], sum(part.samples for part in parts)
     seconds = sum(part.seconds for part in parts)
@@ -155,7 +155,8 @@ def combined(parts: Sequence[Evaluation]) -> Evaluation:
             return None
         return float(sum(v * part.samples for v, part in zip(values, parts, strict=True)) / samples)
 
-    return replace(last, accuracy=mean("accuracy"), loss=mean("loss"), kl=mean("kl"), samples=samples, seconds=seconds)
+    means: dict[str, Any] = {name: mean(name) for name in last.scores}
+    return replace(last, **means, samples=samples, seconds=seconds)
 
 
 def _spearman(a: Sequence[float], b: Sequence[float]) -> float:

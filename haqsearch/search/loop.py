@@ -282,10 +282,10 @@ class _Run:
 
     def checked(self, policy: Policy, evaluation: Evaluation) -> Evaluation:
         """The evaluation in plain JSON numbers, priced if the evaluator did not, and failed if it has no score."""
-        accuracy, loss, kl = _finite(evaluation.accuracy), _finite(evaluation.loss), _finite(evaluation.kl)
+        scores: dict[str, Any] = {name: _finite(value) for name, value in evaluation.scores.items()}
         wanted = self.problem.objective.name
         error = evaluation.error
-        if not error and {"accuracy": accuracy, "loss": loss, "kl": kl}[wanted] is None:
+        if not error and scores[wanted] is None:
             error = f"the evaluation's {wanted} is {getattr(evaluation, wanted)}, not a number to search by"
         costs = {name: float(value) for name, value in evaluation.metrics.items()}
         excess = float(evaluation.violation)
@@ -295,7 +295,7 @@ class _Run:
         lost = [metric for metric in self.problem.tradeoff if _finite(costs.get(metric)) is None]
         if not error and lost:
             error = f"the evaluation's {lost[0]} is {costs.get(lost[0])}, not a number to search by"
-        return replace(evaluation, accuracy=accuracy, loss=loss, kl=kl, metrics=costs, violation=excess, error=error)
+        return replace(evaluation, **scores, metrics=costs, violation=excess, error=error)
 
     def tell(self, number: int, evaluation: Evaluation, pruned: bool = False) -> None:
         if not evaluation.ok:

@@ -6,6 +6,7 @@ from haqsearch.spec.formats import FLOAT32, Format
 from haqsearch.spec.model import ActivationSpec, LayerSpec, ModelSpec
 from haqsearch.spec.pareto import dominates, front, hypervolume
 from haqsearch.spec.policy import Choice, Policy
+from haqsearch.spec.sensitivity import Sensitivity
 from haqsearch.spec.space import SearchSpace, Variable
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Objective",
     "Policy",
     "SearchSpace",
+    "Sensitivity",
     "Variable",
     "dominates",
     "front",

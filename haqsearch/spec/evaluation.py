@@ -38,6 +38,7 @@ OBJECTIVES: dict[str, Objective] = {
         Objective("accuracy", "share of samples classified right, in [0, 1]", +1, 1.0),
         Objective("loss", "mean cross-entropy to the labels, nats", -1),
         Objective("kl", "mean KL divergence of the logits from the float model's, nats", -1),
+        Objective("logit_mse", "mean squared error of the centred logits against the float model's", -1),
     )
 }
 
@@ -46,7 +47,8 @@ OBJECTIVES: dict[str, Objective] = {
 class Evaluation:
     """One policy scored at one fidelity. A failure is a value: ``error`` is set and the numbers are None, never NaN.
 
-    accuracy in [0, 1]; loss and kl in nats; metrics in base units (``spec.METRICS``); violation as ``spec.violation``.
+    accuracy in [0, 1]; loss and kl in nats; logit_mse in squared logits; metrics in base units (``spec.METRICS``);
+    violation as ``spec.violation``.
     """
 
     accuracy: float | None
@@ -59,6 +61,12 @@ class Evaluation:
     metrics: Mapping[str, float] = field(default_factory=dict)
     violation: float = 0.0
     error: str = ""
+    logit_mse: float | None = None
+
+    @property
+    def scores(self) -> dict[str, float | None]:
+        """Every quantity that a search can improve, by its objective's name."""
+        return {name: getattr(self, name) for name in OBJECTIVES}
 
     @property
     def ok(self) -> bool:

@@ -13,11 +13,12 @@ metrics passes ``TradeoffCases`` as well.
 
 from __future__ import annotations
 
+import itertools
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from math import ceil
+from math import ceil, inf, isfinite, nan
 from typing import Any
 
 import numpy as np
@@ -26,9 +27,10 @@ from optuna.study import Study
 from optuna.trial import TrialState
 
 from haqsearch.agents import Agent, Problem
+from haqsearch.errors import SearchError
 from haqsearch.search.loop import Summary, run_search
 from haqsearch.search.pool import SerialPool
-from haqsearch.search.records import Record, read_records
+from haqsearch.search.records import Record, best_of, pareto, read_records
 from haqsearch.spec import OBJECTIVES, Choice, Evaluation, LayerSpec, Limit, ModelSpec, Policy, SearchSpace
 
 
@@ -69,7 +71,9 @@ class AdditiveLoss:
             weight * 4.0 ** -policy[layer.name].weight.bits + activation * 4.0 ** -policy[layer.name].activation.bits
             for layer, (weight, activation) in zip(self.model, draws.tolist(), strict=True)
         )
-        return Evaluation(accuracy=max(0.0, 0.95 - loss / 10), loss=loss, kl=loss, samples=100, seconds=0.001)
+        return Evaluation(
+            accuracy=max(0.0, 0.95 - loss / 10), loss=loss, kl=loss, samples=100, seconds=0.001, logit_mse=loss
+        )
 
 
 def toy_model(layers: int) -> ModelSpec:
@@ -118,6 +122,10 @@ def new_study(problem: Problem | None = None) -> Study:
     """An empty study in memory; of ``problem``'s directions, if that is a trade-off."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna.create_study(directions=problem.directions if problem else ("maximize",))
+
+
+class _ThreeAtATime(SerialPool):
+    capacity = 3
 
 
 class AgentCases:
@@ -212,6 +220,92 @@ class AgentCases:
         failed = {r.policy.digest for r in records if r.score is None}
         assert len({r.policy.digest for r in records}) == len(records), "a policy that had failed was proposed again"
         assert all(r.evaluation.error == "out of memory" for r in records if r.policy.digest in failed)
+
+    def test_scores_that_are_no_numbers_are_failures(self) -> None:
+        """The first eight evaluations come to nothing: an agent may have nothing to learn from for longer than it thinks."""
+        for objective in ("loss", "accuracy"):
+            problem = self.problem(objective=objective)
+            good, count = AdditiveLoss(problem.space.model), itertools.count()
+
+            def wild(policy: Policy, good: AdditiveLoss = good, count: Iterator[int] = count) -> Evaluation:
+                number = next(count)
+                score = (nan, inf, -inf)[number % 3]
+                return replace(good(policy), loss=score, accuracy=score) if number < 8 else good(policy)
+
+            summary, records = self.survived(problem, wild, "when the first eight evaluations had failed")
+            assert summary.failed == min(8, len(records)), "a score that is no number was taken for one"
+            assert all(r.score is None or isfinite(r.score) for r in records)
+
+    def test_where_nothing_can_be_evaluated_the_search_ends_with_the_reason(self) -> None:
+        def broken(policy: Policy) -> Evaluation:
+            return Evaluation.failed("no kernel")
+
+        problem, study = self.problem(), new_study(self.problem())
+        try:
+            summary = run_search(problem, self.build(problem, 15), SerialPool(broken), study, self.evaluations)
+        except SearchError as error:
+            assert "no kernel" in str(error), (
+                f"not the evaluations' error but the agent's own ended the search: {error}"
+            )
+        else:
+            assert summary.exhausted, "ten failures in a row ended nothing"
+        records = read_records(study)
+        assert (best_of(records), pareto(records, problem.counted)) == (None, [])
+
+    def test_scores_that_say_nothing_are_survived(self) -> None:
+        """All the same; zero, where a logarithm has no value; and of sizes that no single precision number has."""
+        sizes = itertools.cycle((1e-300, 1e30, 1e300))
+        same, zero = itertools.repeat(0.25), itertools.repeat(0.0)
+        for objective, scores in (("loss", same), ("loss", zero), ("loss", sizes), ("accuracy", same)):
+            problem = self.problem(objective=objective)
+            good = AdditiveLoss(problem.space.model)
+
+            def flat(policy: Policy, good: AdditiveLoss = good, scores: Iterator[float] = scores) -> Evaluation:
+                score = next(scores)
+                return replace(good(policy), loss=score, accuracy=score)
+
+            self.survived(problem, flat, f"when the scores were {scores}")
+
+    def survived(
+        self, problem: Problem, evaluate: Callable[[Policy], Evaluation], when: str
+    ) -> tuple[Summary, list[Record]]:
+        """A short search with evaluations as they should not be, which the agent has to see through to its end."""
+        study, evaluations = new_study(problem), min(self.evaluations, 16)
+        try:
+            summary = run_search(problem, self.build(problem, 16), SerialPool(evaluate), study, evaluations)
+        except Exception as error:
+            raise AssertionError(
+                f"the agent raised {type(error).__name__}: {error} {when}. self.completed(study) can be empty, and its "
+                "scores equal, zero or huge"
+            ) from error
+        assert summary.complete == evaluations or summary.exhausted, f"the search stopped {when}"
+        records = read_records(study)
+        assert len({r.policy for r in records}) == len(records), (
+            f"a policy was proposed twice {when}; leave sample_relative to the base class"
+        )
+        return summary, records
+
+    def test_several_evaluations_at_a_time(self) -> None:
+        """Three workers: an agent is asked while others are busy, knows their policies, and is asked the same again."""
+        problem = self.problem()
+
+        def search(stops: Sequence[int]) -> list[Policy]:
+            study, evaluator = new_study(problem), AdditiveLoss(problem.space.model)
+            for stop in stops:
+                try:
+                    run_search(problem, self.build(problem, 17), _ThreeAtATime(evaluator), study, stop)
+                except Exception as error:
+                    raise AssertionError(
+                        f"the agent raised {type(error).__name__}: {error} while two trials were running; they are in the "
+                        "study, without a score"
+                    ) from error
+            return [record.policy for record in read_records(study)]
+
+        once, again = search([self.evaluations]), search([self.evaluations])
+        assert once == again, "two searches with one seed and three workers differ"
+        assert len(set(once)) == len(once), "a policy that another worker was evaluating was proposed again"
+        interrupted = search([len(once) // 2, self.evaluations])
+        assert len(set(interrupted)) == len(interrupted) == len(once)
 
     def test_nothing_is_learned_from_another_study(self) -> None:
         problem, more = self.problem(), self.evaluations + 5

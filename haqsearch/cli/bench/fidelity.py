@@ -25,6 +25,7 @@ SCHEMA_VERSION = 1
 PARTS = (100, 250, 500)  # samples of the search split
 LEADERS, CHANGES = 5, 4  # a good policy is one of the best so far, with up to so many variables changed
 RANDOM, GOOD = "random", "good"
+SENSITIVITY = "sensitivity"
 
 
 def command(
@@ -47,13 +48,15 @@ def command(
     """Rank correlation between the rungs of fidelity, and with the report split, by objective. A killed one goes on."""
     from haqsearch.cli.bench.search import WORK, about, say, single_thread
     from haqsearch.cli.bench.search_page import write_page
-    from haqsearch.cli.bench.stages import make_stages
+    from haqsearch.cli.bench.stages import make_stages, waiting
     from haqsearch.files import write_json_atomic
 
     single_thread()
     (stage,) = make_stages([recipe], set_ or (), data_root, out / WORK, say)
     drawn = draw(stage, policies, seed)
     say(f"{recipe.stem}: {len(drawn)} policies drawn")
+    with waiting(out / WORK / "sensitivity.lock"):
+        _ = stage.assembly.problem.sensitivity
     measured = Measured(stage, drawn, accurate, trained, say)
     content = {
         "schema_version": SCHEMA_VERSION,
@@ -122,8 +125,8 @@ def _inside(problem: Problem, policy: Policy) -> Policy:
 
 @dataclass(frozen=True)
 class Measured:
-    """Scores of ``drawn`` at every rung: ``ptq:100`` on the first 100 search samples, .., ``ptq`` on all, ``accurate``
-    rounded in network order, ``qat`` fine-tuned."""
+    """Scores of ``drawn`` at every rung: ``sensitivity``, what each decision alone adds; ``ptq:100`` on the first 100 search
+    samples, .., ``ptq`` on all; ``accurate``, rounded in network order; ``qat``, fine-tuned."""
 
     stage: Stage
     drawn: Sequence[Drawn]
@@ -137,7 +140,7 @@ class Measured:
         samples = len(self.stage.assembly.splits.search[0])
         parts = [f"ptq:{part}" for part in PARTS if part < samples]
         dear = [name for name, count in (("accurate", self.accurate), ("qat", self.trained)) if count]
-        return (*parts, "ptq", *dear)
+        return (SENSITIVITY, *parts, "ptq", *dear)
 
     @cached_property
     def table(self) -> list[dict[str, Any]]:
@@ -145,7 +148,7 @@ class Measured:
         problem = self.stage.assembly.problem
         rows: list[dict[str, Any]] = []
         for number, drawn in enumerate(self.drawn, start=1):
-            found = {}
+            found = {SENSITIVITY: self._predicted(drawn.policy)}
             for rung in self.chain:
                 if rung.startswith("ptq"):
                     part = (0, int(rung.partition(":")[2])) if ":" in rung else (0, None)
@@ -166,6 +169,13 @@ class Measured:
             order = [i for i in order if rung in rows[i]["scores"]]
         return rows
 
+    def _predicted(self, policy: Policy) -> dict[str, float]:
+        """What the sensitivity table adds up to, as the objective that it was measured by."""
+        problem = self.stage.assembly.problem
+        small = problem.sensitivity.predict(problem.space, policy)
+        objective = OBJECTIVES[problem.sensitivity.measure]
+        return {objective.name: -objective.sign * small, "seconds": 0.0}  # some additions
+
     def _finished(self, policy: Policy, rung: str) -> tuple[Scored, Scored]:
         """Scores of the finished policy on the search and on the report split; the first has the seconds of finishing."""
         from haqsearch.evaluate.metrics import Scores
@@ -179,8 +189,8 @@ class Measured:
             return made[0]
 
         def searched() -> Scores:
-            e = candidate().evaluation
-            return Scores(e.accuracy or 0.0, e.loss or 0.0, e.kl or 0.0, e.logit_mse or 0.0, e.samples)
+            found = candidate().evaluation
+            return Scores(samples=found.samples, **{name: value or 0.0 for name, value in found.scores.items()})
 
         what = f"{policy.digest} {rung}" + (f" {self.stage.assembly.recipe.qat}" if rung == "qat" else "")
         scores, evaluator = self.stage.scores, self.stage.assembly.evaluator
@@ -208,7 +218,7 @@ class Measured:
             pairs = [row for row in rows if following in row["scores"]]
             accuracies = [row["report"][finish]["accuracy"] for row in rows]
             good = [i for i, row in enumerate(rows) if row["kind"] == GOOD]
-            for objective in OBJECTIVES:
+            for objective in [name for name in OBJECTIVES if name in rows[0]["scores"][rung]]:
                 values = _column(rows, rung, objective)
                 found.append(
                     {
@@ -248,14 +258,8 @@ def _column(rows: Sequence[Mapping[str, Any]], rung: str, objective: str) -> lis
 
 
 def _figures(scored: Scored) -> dict[str, float]:
-    scores = scored.scores
-    return {
-        "accuracy": scores.accuracy,
-        "loss": round(scores.loss, 8),
-        "kl": round(scores.kl, 8),
-        "logit_mse": round(scores.logit_mse, 8),
-        "seconds": round(scored.seconds, 4),
-    }
+    figures = {name: round(getattr(scored.scores, name), 8) for name in OBJECTIVES}
+    return {**figures, "seconds": round(scored.seconds, 4)}
 
 
 def _spread(order: Sequence[int], count: int) -> list[int]:

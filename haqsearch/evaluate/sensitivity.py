@@ -1,0 +1,171 @@
+"""Sensitivity tables, measured: each variable is narrowed alone, and the whole integer network is scored.
+
+Kept on disk, variable by variable, for the network, data, methods and candidates that they were measured with and no others: a
+killed process loses one variable at most, and a table cannot go stale.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from haqsearch.errors import SearchError
+from haqsearch.evaluate.cache import code_digest
+from haqsearch.evaluate.evaluator import Evaluator
+from haqsearch.files import write_json_atomic
+from haqsearch.spec import OBJECTIVES, Evaluation, SearchSpace, Sensitivity
+
+MEASURES = tuple(OBJECTIVES)
+_NARROWEST = 3  # candidates of a variable whose interactions are measured
+
+
+class Sensitivities:
+    """Every measure's sensitivity table of ``space``, by ``evaluator``, on its search split.
+
+    folder   where they are kept (in ``sensitivity/DIGEST.json``); None: nowhere
+    samples  of the search split, from its start; None: all
+    pairs    of how many of the most sensitive variables the interactions are measured, each pair at their three narrowest
+             candidates (as CLADO does for all layers; Deng et al., 2023); 0: none
+    """
+
+    def __init__(
+        self, evaluator: Evaluator, space: SearchSpace, folder: Path | None = None, samples: int | None = None,
+        pairs: int = 0,
+    ) -> None:  # fmt: skip
+        self.evaluator, self.space, self.samples, self.pairs = evaluator, space, samples, pairs
+        self.folder = folder / "sensitivity" if folder else None
+        self._digest: str | None = None
+
+    @property
+    def digest(self) -> str:
+        """Of all that the tables depend on."""
+        if self._digest is None:
+            prepared, splits = self.evaluator.prepared, self.evaluator.splits
+            steps = getattr(getattr(prepared.weight, "pipeline", None), "steps", "")
+            names = [(v.name, *map(str, v.candidates)) for v in self.space.variables]
+            text = f"{code_digest()} {torch.__version__} {prepared.graph.digest} {steps} {names} {self.samples}"
+            content = hashlib.sha256(text.encode())
+            for tensor in (splits.calibrate[0], *splits.search):
+                content.update(str(tuple(tensor.shape)).encode())
+                content.update(tensor.contiguous().numpy().tobytes())
+            self._digest = content.hexdigest()[:16]
+        return self._digest
+
+    @property
+    def file(self) -> Path | None:
+        """Where the tables are kept."""
+        return self.folder / f"{self.digest}.json" if self.folder else None
+
+    def measured(self, on_step: Callable[[int, int], None] = lambda done, whole: None) -> dict[str, dict[str, Any]]:
+        """Scores of the base policy, of every variable at every candidate, and of the pairs, as they are on disk.
+
+        ``on_step`` is called with the evaluations done and their number. Raises SearchError if one fails.
+        """
+        known: dict[str, dict[str, Any]] = {}
+        if self.file and self.file.is_file():
+            known = json.loads(self.file.read_text(encoding="utf-8"))
+        self._measure(list(self._wanted(known)), known, on_step)
+        if self.pairs:
+            self._measure(list(self._wanted_pairs(known)), known, on_step)
+        return known
+
+    def table(self, measure: str = "kl", on_step: Callable[[int, int], None] = lambda done, whole: None) -> Sensitivity:
+        """The table of one of ``MEASURES``. Raises SearchError for another, or if an evaluation fails."""
+        if measure not in MEASURES:
+            raise SearchError(f"no sensitivity by {measure!r}: there are {', '.join(MEASURES)}")
+        return self._by_objective(measure, self._formats, self.measured(on_step))
+
+    # -- whole networks ---------------------------------------------------------------------------------------------
+
+    @property
+    def _formats(self) -> dict[str, tuple[str, ...]]:
+        return {v.name: tuple(map(str, v.candidates)) for v in self.space.variables}
+
+    @property
+    def _widest(self) -> list[int]:
+        return [len(v.candidates) - 1 for v in self.space.variables]
+
+    def _wanted(self, known: dict[str, dict[str, Any]]) -> Iterator[tuple[str, list[tuple[int, ...]]]]:
+        if "" not in known:
+            yield "", [tuple(self._widest)]
+        for i, variable in enumerate(self.space.variables):
+            if variable.name not in known:
+                yield variable.name, [self._changed((i, c)) for c in range(len(variable.candidates) - 1)]
+
+    def _changed(self, *changes: tuple[int, int]) -> tuple[int, ...]:
+        key = self._widest
+        for position, candidate in changes:
+            key[position] = candidate
+        return tuple(key)
+
+    def _scores(self, key: Sequence[int]) -> dict[str, float]:
+        evaluation: Evaluation = self.evaluator.evaluate(self.space.policy(key), part=(0, self.samples))
+        if not evaluation.ok:
+            raise SearchError(f"sensitivity: {self.space.policy(key).digest} cannot be scored: {evaluation.error}")
+        return {name: value for name, value in evaluation.scores.items() if value is not None}
+
+    def _measure(
+        self, wanted: Sequence[tuple[str, list[tuple[int, ...]]]], known: dict[str, dict[str, Any]],
+        on_step: Callable[[int, int], None],
+    ) -> None:  # fmt: skip
+        whole, done = sum(len(keys) for _, keys in wanted), 0
+        for name, keys in wanted:
+            scores = {}
+            for key in keys:
+                scores[_text(key)] = self._scores(key)
+                done += 1
+                on_step(done, whole)
+            known[name] = scores
+            if self.file:
+                self.file.parent.mkdir(parents=True, exist_ok=True)
+                write_json_atomic(self.file, known)
+
+    def _wanted_pairs(self, known: dict[str, dict[str, Any]]) -> Iterator[tuple[str, list[tuple[int, ...]]]]:
+        """Pairs of the variables that move the logits most at their narrowest."""
+        variables = self.space.variables
+        rise = self._by_objective("logit_mse", self._formats, known).rise
+        free = [i for i, variable in enumerate(variables) if len(variable.candidates) > 1]
+        chosen = sorted(sorted(free, key=lambda i: -rise[variables[i].name][0])[: self.pairs])
+        for i, j in combinations(chosen, 2):
+            name = f"{variables[i].name} {variables[j].name}"
+            if name not in known:
+                low = [range(min(_NARROWEST, len(variables[k].candidates) - 1)) for k in (i, j)]
+                yield name, [self._changed((i, p), (j, q)) for p in low[0] for q in low[1]]
+
+    def _by_objective(
+        self, measure: str, formats: Mapping[str, tuple[str, ...]], known: dict[str, dict[str, Any]]
+    ) -> Sensitivity:
+        sign = -OBJECTIVES[measure].sign  # rises are of what is made small
+
+        def value(name: str, key: tuple[int, ...]) -> float:
+            return sign * float(known[name][_text(key)][measure])
+
+        variables = self.space.variables
+        base = value("", tuple(self._widest))
+        rise = {}
+        for i, v in enumerate(variables):
+            low = [value(v.name, self._changed((i, c))) - base for c in range(len(v.candidates) - 1)]
+            rise[v.name] = (*low, 0.0)
+        pairs = {}
+        place = {v.name: i for i, v in enumerate(variables)}
+        for name, scores in known.items():
+            first, space, second = name.partition(" ")
+            if space:
+                i, j = place[first], place[second]
+                table = [[0.0] * len(variables[j].candidates) for _ in variables[i].candidates]
+                for key in scores:
+                    taken = [int(index) for index in key.split(",")]
+                    p, q = taken[i], taken[j]
+                    table[p][q] = sign * float(scores[key][measure]) - base - rise[first][p] - rise[second][q]
+                pairs[first, second] = tuple(map(tuple, table))
+        return Sensitivity(measure, base, rise, formats, pairs)
+
+
+def _text(key: Sequence[int]) -> str:
+    return ",".join(map(str, key))
