@@ -27,6 +27,7 @@ class TestTPE(_Registered):
 
 class TestDDPG(_Registered):
     name = "ddpg"
+    evaluations = 20  # of which four are random
 
 
 class TestTD3(_Registered):
