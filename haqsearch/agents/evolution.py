@@ -19,6 +19,8 @@ from haqsearch.agents.base import Agent
 from haqsearch.agents.problem import Problem
 from haqsearch.spec import Policy
 
+LITTER = 20  # children of which the first is proposed that is new
+
 
 class Evolution(Agent):
     """Tournament selection, uniform crossover, exchanges of bits.
@@ -51,10 +53,16 @@ class Evolution(Agent):
 
     def propose(self, study: Study, trial: FrozenTrial) -> Policy:
         rng = self.rng(trial)
-        completed = self.completed(study)
-        if len(completed) < self.startup:
-            return to_the_edge(self.problem, rng.integers(self._highest + 1), rng)
-        return to_the_edge(self.problem, self._mutated(self._bred(completed, rng), rng), rng)
+        completed, taken = self.completed(study), self._taken(study, trial)
+        for _ in range(LITTER):
+            if len(completed) < self.startup:
+                child = rng.integers(self._highest + 1)
+            else:
+                child = self._mutated(self._bred(completed, rng), rng)
+            policy = to_the_edge(self.problem, child, rng)
+            if self._key(policy) not in taken:
+                break
+        return policy  # if all are known, the base class finds something near the last
 
     def _bred(self, completed: list[FrozenTrial], rng: np.random.Generator) -> np.ndarray:
         """Candidate indices of a child of the population, by free variable."""
