@@ -82,7 +82,8 @@ def read(text: str, model: ModelSpec, where: str) -> Imported:
 def _activations(places: Mapping[Place, int], model: ModelSpec, default: int) -> tuple[dict[str, Format], list[str]]:
     """Input formats by layer, and the scopes that were of no use."""
     given: dict[tuple[str, ...], Place | None] = {}  # by the layers that the tensor comes from
-    for inputs in sorted({layer.inputs for layer in model.quantizable}, key=lambda inputs: (len(inputs), inputs)):
+    # Sums last: what is beside a block's sum is first given to the layers inside. Each in network order.
+    for inputs in sorted(dict.fromkeys(layer.inputs for layer in model.quantizable), key=len):
         given[inputs] = _given(inputs, [place for place in places if place not in given.values()])
     chosen = {layer.name: given[layer.inputs] for layer in model.quantizable}
     found = {name: Format("uint", places[place] if place else default) for name, place in chosen.items()}

@@ -107,6 +107,13 @@ def test_a_block_that_calls_its_relus(tmp_path):
         assert not found.notes
 
 
+def test_calls_in_one_module_are_in_network_order(tmp_path):
+    model = ModelSpec("net", (layer("stem"), layer("body", "stem"), layer("a_head", "body")))
+    pairs = [[8, "/nncf_model_input_0|OUTPUT"], [5, "Net/relu_0|OUTPUT"], [3, "Net/relu_1|OUTPUT"]]
+    found = imported(pairs, model, tmp_path)
+    assert [str(choice) for choice in found.policy.values()] == ["w8a8", "w8a5", "w8a3"]
+
+
 def test_scopes_of_older_versions(tmp_path):
     block = "ResNet/Sequential[layer1]/BasicBlock[0]"
     pairs = [
