@@ -71,7 +71,9 @@ class AdditiveLoss:
             weight * 4.0 ** -policy[layer.name].weight.bits + activation * 4.0 ** -policy[layer.name].activation.bits
             for layer, (weight, activation) in zip(self.model, draws.tolist(), strict=True)
         )
-        return Evaluation(accuracy=max(0.0, 0.95 - loss / 10), loss=loss, kl=loss, samples=100, seconds=0.001)
+        return Evaluation(
+            accuracy=max(0.0, 0.95 - loss / 10), loss=loss, kl=loss, samples=100, seconds=0.001, logit_mse=loss
+        )
 
 
 def toy_model(layers: int) -> ModelSpec:
