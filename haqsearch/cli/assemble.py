@@ -257,11 +257,15 @@ class Assembly:
 
         return Sensitivities(self.evaluator, self.space, self.out)
 
+    @property
+    def sensitivity_measure(self) -> str:
+        """What agents add up: the recipe's objective, but the logits' error in place of accuracy, which saturates."""
+        return "logit_mse" if self.recipe.objective == "accuracy" else self.recipe.objective
+
     @cached_property
     def sensitivity(self) -> Sensitivity:
-        """What agents add up: by the recipe's objective, but by the logits' error in place of accuracy, which saturates."""
-        objective = self.recipe.objective
-        return self.sensitivities.table("logit_mse" if objective == "accuracy" else objective)
+        """The table of ``sensitivity_measure``, measured on first use."""
+        return self.sensitivities.table(self.sensitivity_measure)
 
     @cached_property
     def warm_starts(self) -> tuple[Policy, ...]:

@@ -71,12 +71,19 @@ def _uniform(uniform: dict[str, Any]) -> str:
     return f"{uniform['policy']}: " + (searched if finished is None else f"{finished:.2%} ({searched})")
 
 
+def _tradeoff(front: dict[str, Any] | None) -> list[str]:
+    if not front:
+        return []
+    metrics = ", ".join(f"`{metric}`" for metric in front["metrics"])
+    return [f"a front against {metrics}: {front['front']} policies, hypervolume {front['hypervolume']:.3f}"]
+
+
 def _row(summary: dict[str, Any]) -> str:
     uniform = summary["uniform"]
     shares = [f"{b['value'] / summary['int8_metrics'][b['metric']]:.3f} {b['metric']}" for b in summary["budget"]]
     cells = [
         f"{summary['model']} on {summary['hardware']['name']}, {summary['agent']}",
-        "; ".join(f"`{b['text']}`" for b in summary["budget"]),
+        "; ".join([f"`{b['text']}`" for b in summary["budget"]] + _tradeoff(summary.get("tradeoff"))),
         f"{summary['float_accuracy']:.2%}",
         "" if summary["int8_accuracy"] is None else f"{summary['int8_accuracy']:.2%}",
         _uniform(uniform) if uniform else "",

@@ -1,4 +1,4 @@
-"""haqsearch what-if: the best policy inside another budget, from what a finished run evaluated. Nothing is evaluated anew."""
+"""haqsearch what-if: the best policy inside another budget, from what a finished run knows. Nothing is evaluated anew."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from haqsearch.cli.options import AsJson, DataRoot, RunRecipe
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from haqsearch.cli.assemble import Assembly
     from haqsearch.search.records import Record
     from haqsearch.spec import Limit, Policy
 
@@ -33,19 +34,26 @@ def command(
     data_root: DataRoot = None,
     json: AsJson = False,
 ) -> None:
-    """Answer "what if the budget were x" from a run's trials: the best policy evaluated, marked as that."""
-    from haqsearch.cli.deliver import read_json
+    """Answer "what if the budget were x" without an evaluation: the best policy the run evaluated, and the best predicted."""
+    from haqsearch.cli.deliver import read_json, reopen
     from haqsearch.search.records import read_trials
     from haqsearch.spec import Budget
 
     budgets = [Budget.parse(text) for text in budget]
     summary = read_json(run / "summary.json")
     limits = tuple(one.resolve(summary["int8_metrics"]) for one in budgets)
-    answer = evaluated(read_trials(run / "trials.parquet"), limits, str(run))
-    if answer.best is None:
-        _check_reachable(run, recipe, data_root, limits)
-    found = {"budget": [{"text": one.text, "metric": one.metric, "limit": one.value} for one in limits],
-             "evaluated": _content(answer.best, run), "nearest": _content(answer.nearest, run)}  # fmt: skip
+    records = read_trials(run / "trials.parquet")
+    answer = evaluated(records, limits, str(run))
+    has_table = any((run / "sensitivity").glob("*.json"))
+    a = reopen(run, recipe, data_root) if has_table or answer.best is None else None
+    if a is not None:
+        a.meter.check_reachable(a.space, limits)
+    found = {
+        "budget": [{"text": one.text, "metric": one.metric, "limit": one.value} for one in limits],
+        "evaluated": _content(answer.best, run),
+        "nearest": _content(answer.nearest, run),
+        "predicted": predicted(a, limits, records) if a is not None and has_table else None,
+    }
     if json:
         from json import dumps
 
@@ -90,12 +98,37 @@ def evaluated(records: Sequence[Record], limits: tuple[Limit, ...], where: str) 
     return Answer(best, None if best else min(judged, key=lambda r: (r.evaluation.violation, r.number)))
 
 
-def _check_reachable(run: Path, recipe: Path | None, data_root: Path | None, limits: tuple[Limit, ...]) -> None:
-    """BudgetError if no policy of the run's search space can be inside ``limits``; says what holds it up."""
-    from haqsearch.cli.deliver import reopen
+def predicted(a: Assembly, limits: tuple[Limit, ...], records: Sequence[Record]) -> dict[str, Any] | None:
+    """The exact optimum of the predicted objective inside ``limits``, from the run's sensitivity table: never evaluated for this.
 
-    a = reopen(run, recipe, data_root)
-    a.meter.check_reachable(a.space, limits)
+    None if the table on disk is of another network, data or version; ``why_not`` where no exact solver can keep the limits.
+    ``trial`` is its number if the run evaluated that very policy.
+    """
+    import numpy as np
+
+    from haqsearch.agents.assignment import Assignment
+    from haqsearch.errors import BudgetError
+    from haqsearch.search.records import policy_text
+
+    table = a.sensitivities.kept(a.sensitivity_measure)
+    if table is None:
+        return None
+    problem = replace(a.problem, limits=limits, tradeoff=())
+    place = {variable.name: i for i, variable in enumerate(a.space.variables)}
+    pairs = {(place[one], place[other]): np.array(rises) for (one, other), rises in table.pairs.items()}
+    try:
+        key = Assignment(problem).solve([np.array(losses) for losses in table.losses(a.space)], pairs)
+    except BudgetError as error:
+        return {"why_not": str(error)}
+    policy = a.space.policy(key)
+    return {
+        "policy_digest": policy.digest,
+        "trial": next((r.number for r in records if r.policy == policy and r.score is not None), None),
+        "measure": table.measure,
+        "value": table.predict(a.space, policy),
+        "metrics": a.meter.costs(policy),
+        "policy": policy_text(policy),
+    }
 
 
 def _content(record: Record | None, run: Path) -> dict[str, Any] | None:
@@ -114,8 +147,6 @@ def _content(record: Record | None, run: Path) -> dict[str, Any] | None:
 
 
 def _print(found: Mapping[str, Any], limits: tuple[Limit, ...], int8: Mapping[str, float]) -> None:
-    from hwmodels.meter import quantity
-
     best, nearest = found["evaluated"], found["nearest"]
     if best:
         print(f"evaluated: trial {best['trial']} ({best['source']}), {_scores(best)}")
@@ -125,8 +156,27 @@ def _print(found: Mapping[str, Any], limits: tuple[Limit, ...], int8: Mapping[st
         print("evaluated: no policy of this run is inside, and nothing shows that none can be: search with this budget")
         print(f"  nearest: trial {nearest['trial']}, {nearest['violation']:.1%} over, {_scores(nearest)}")
         shown = nearest
+    _print_costs(shown["metrics"], limits, int8)
+    if (guess := found["predicted"]) is None:
+        return
+    if "why_not" in guess:
+        print(f"predicted: nothing, for {guess['why_not']}")
+        return
+    trial = guess["trial"]
+    print(
+        f"predicted: {guess['measure']} {guess['value']:.4g} by the run's sensitivity table, the least there is",
+        end="; ",
+    )
+    print("not evaluated" if trial is None else f"evaluated as trial {trial}")
+    print(f"  policy {guess['policy_digest']}")
+    _print_costs(guess["metrics"], limits, int8)
+
+
+def _print_costs(metrics: Mapping[str, float], limits: tuple[Limit, ...], int8: Mapping[str, float]) -> None:
+    from hwmodels.meter import quantity
+
     for limit in limits:
-        value = shown["metrics"][limit.metric]
+        value = metrics[limit.metric]
         share = f"{value / int8[limit.metric]:.3f} of int8" if int8[limit.metric] else ""
         print(
             f"  {limit.metric} {quantity(limit.metric, value)} ({share}); limit {quantity(limit.metric, limit.value)}"

@@ -81,6 +81,13 @@ class Sensitivities:
             raise SearchError(f"no sensitivity by {measure!r}: there are {', '.join(MEASURES)}")
         return self._by_objective(measure, self._formats, self.measured(on_step))
 
+    def kept(self, measure: str = "kl") -> Sensitivity | None:
+        """The table, if all of it lies on disk; None otherwise. Nothing is evaluated."""
+        if not (self.file and self.file.is_file()):
+            return None
+        known = json.loads(self.file.read_text(encoding="utf-8"))
+        return None if any(self._wanted(known)) else self._by_objective(measure, self._formats, known)
+
     # -- whole networks ---------------------------------------------------------------------------------------------
 
     @property

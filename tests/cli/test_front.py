@@ -133,7 +133,7 @@ def test_the_old_budget_gives_the_old_best(finished, call, tmp_path):
     assert result.code == 0, result.err
     assert (found["evaluated"]["policy_digest"], found["evaluated"]["trial"]) == (best["policy_digest"], best["number"])
     assert found["evaluated"]["point"] == 1 and found["nearest"] is None
-    assert found["evaluated"]["fidelity"] == "ptq"
+    assert found["evaluated"]["fidelity"] == "ptq" and found["predicted"] is None  # ddpg measures no sensitivities
 
 
 @pytest.mark.parametrize("share", [0.35, 0.5, 0.7, 1.0])
@@ -159,6 +159,40 @@ def test_what_if_writes_the_answer_as_a_policy(traded, call, tmp_path):
     assert policy.digest in result.out
     scored = call("evaluate", "my.toml", "--policy", tmp_path / "p.json", "--json", cwd=traded)
     assert json.loads(scored.out)["policy_digest"] == policy.digest
+
+
+def test_with_a_sensitivity_table_the_optimum_is_predicted_and_marked(project, call):
+    from itertools import product
+
+    from haqsearch.cli.assemble import Assembly
+    from haqsearch.config import load_recipe
+
+    changes = ["--set", "agent=ilp", "--set", "max_evaluations=5"]
+    assert call("run", "my.toml", "--out", "run", *changes, cwd=project).code == 0
+    files = [project / "run" / "study.journal", *(project / "run" / "sensitivity").iterdir()]
+    before = [file.read_bytes() for file in files]
+    a = Assembly(load_recipe(project / "run" / "recipe.toml"), project, (), project / "run")
+    table, int8 = a.sensitivity, a.meter.int8()["latency_s"]
+    keys = list(product(*(range(len(v.candidates)) for v in a.space.variables)))
+    for share in (0.5, 0.9):
+        result, found = what_if(call, project, f"latency_s <= {share} * int8")
+        inside = [k for k in keys if a.meter.costs(a.space.policy(k))["latency_s"] <= share * int8]
+        assert 0 < len(inside) < len(keys)
+        least = min(sum(loss[i] for loss, i in zip(table.losses(a.space), key, strict=True)) for key in inside)
+        guess = found["predicted"]
+        policy = next(a.space.policy(k) for k in inside if a.space.policy(k).digest == guess["policy_digest"])
+        losses = zip(table.losses(a.space), a.space.indices(policy), strict=True)
+        assert sum(loss[i] for loss, i in losses) == pytest.approx(least)
+        assert guess["value"] == pytest.approx(table.predict(a.space, policy)) and guess["measure"] == "kl"
+        rows = {row["policy_digest"]: row["number"] for row in trials(project / "run")}
+        assert guess["trial"] == rows.get(policy.digest)
+        assert result.code == (1 if found["evaluated"] is None else 0)
+        assert "value" not in (found["evaluated"] or {}) and "score" not in guess, "never mixed up"
+    assert [file.read_bytes() for file in files] == before, "nothing was evaluated"
+    text = call("what-if", "run", "latency_s <= 0.9 * int8", cwd=project).out
+    assert "evaluated: trial" in text and "predicted: kl" in text
+    refused = call("what-if", "run", "latency_s <= 0.9 * int8", "peak_activation_bytes <= 0.9 * int8", cwd=project)
+    assert "predicted: nothing" in refused.out and "not a sum over the layers" in refused.out
 
 
 WRONG = {
