@@ -10,7 +10,7 @@ Importing this package loads neither optuna nor torch.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -73,14 +73,19 @@ def build_agent(name: str, problem: Problem, seed: int, max_evaluations: int | N
             near = get_close_matches(option, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known) or 'none'}"
             raise RecipeError(f"agent {name!r} has no option {option!r}; {hint}")
-    if problem.tradeoff and not kind.several_objectives:
-        raise RecipeError(
-            f"agent {name!r} improves the objective alone, and cannot trade it off against {', '.join(problem.tradeoff)}; "
-            f"these can: {', '.join(_of_several_objectives())}"
-        )
+    check_tradeoff(name, kind, problem.tradeoff)
     if "max_evaluations" in parameters:
         options["max_evaluations"] = max_evaluations
     return kind(problem, seed, **options)
+
+
+def check_tradeoff(name: str, kind: type[Agent], tradeoff: Sequence[str]) -> None:
+    """RecipeError if there is a trade-off and agents of class ``kind``, called ``name``, improve one objective only."""
+    if tradeoff and not kind.several_objectives:
+        raise RecipeError(
+            f"agent {name!r} improves the objective alone, and cannot trade it off against {', '.join(tradeoff)}; "
+            f"these can: {', '.join(_of_several_objectives())}"
+        )
 
 
 def _of_several_objectives() -> Iterator[str]:

@@ -302,9 +302,11 @@ class Assembly:
 
         Where the recipe trains its network, ``check_prepared`` is left for after the training.
         """
-        from haqsearch.agents import AGENTS
+        from haqsearch.agents import AGENTS, Agent, check_tradeoff
 
-        self._named("agent", self.recipe.agent, AGENTS)
+        kind = self._named("agent", self.recipe.agent, AGENTS)
+        if inspect.isclass(kind) and issubclass(kind, Agent):  # what is none is refused when it is built
+            check_tradeoff(self.recipe.agent, kind, self.recipe.tradeoff)
         _ = self.device, self.splits
         if self.recipe.weights:
             self.check_prepared()

@@ -256,6 +256,8 @@ class Run:
         summary["finish"] = [candidate.to_json(source, score(candidate)) for source, candidate in origin]
         if search.front is not None:
             summary["tradeoff"] = {"metrics": list(a.problem.tradeoff), **search.front.to_json()}
+            if not a.limits:
+                summary["notes"].append("no budget: the chosen policy is the best in the objective, whatever it costs")
         notes = write_program(a, best, self.folder)
         for note in notes:
             self.say(note)
