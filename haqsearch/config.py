@@ -78,8 +78,8 @@ class LadderSettings(_Section):
 class QatSettings(_Section):
     """The best ``candidates`` policies of the search enter a last ladder; the best of it is fine-tuned for ``steps`` steps.
 
-    All are rounded as the preset says. The better half (all of them, where the preset rounds nothing anew) is fine-tuned for
-    a quarter of the steps, if that is more than one policy; the best of these in full. 0: no training.
+    All are rounded as the preset says. The better half, at least two (all, where the preset rounds nothing anew), is fine-tuned
+    for a quarter of the steps, and the best of these in full; a single one in full at once. 0: no training.
 
     ``baseline``: the best uniform policy is fine-tuned likewise, so that the search is compared with its equal.
     """

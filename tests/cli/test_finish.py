@@ -32,7 +32,7 @@ def policies(finisher: Finisher, count: int) -> list[Policy]:
 
 
 @pytest.mark.parametrize(("preset", "entering", "short"), [
-    ("plain", 1, 0), ("plain", 2, 2), ("plain", 4, 4), ("accurate", 1, 0), ("accurate", 2, 0), ("accurate", 4, 2),
+    ("plain", 1, 0), ("plain", 2, 2), ("plain", 4, 4), ("accurate", 1, 0), ("accurate", 2, 2), ("accurate", 4, 2),
 ])  # fmt: skip
 def test_the_better_half_goes_on_and_one_is_trained_in_full(finisher, preset, entering, short):
     climber, said = finisher(preset, entering)
