@@ -127,7 +127,8 @@ def test_bench_learning_is_the_mean_of_what_was_proposed(call, tmp_path):
         rows = list(csv.DictReader(file))
     for seed, scores in kept.items():
         mine = [row for row in rows if row["seed"] == str(seed)]
-        assert len(mine) == len(scores) // 10
+        assert [int(row["first"]) for row in mine[:-1]] == list(range(1, len(scores) - 9, 10))
+        assert float(mine[0]["mean"]) == pytest.approx(fmean(scores[:10]))
         assert float(mine[-1]["mean"]) == pytest.approx(fmean(scores[-10:]))
         assert (int(mine[-1]["first"]), int(mine[-1]["last"])) == (len(scores) - 9, len(scores))
         assert float(mine[-1]["best"]) == max(scores[-10:])

@@ -64,7 +64,7 @@ def command(
 
 
 def windows_of(folder: Path, size: int) -> list[Window]:
-    """Of the search in ``folder`` (RECIPE/AGENT-EVALUATIONS-SEED); the last window ends where the search does."""
+    """Of the search in ``folder`` (RECIPE/AGENT-EVALUATIONS-SEED); the first begins and the last ends with it."""
     from haqsearch.search.records import read_records
     from haqsearch.search.storage import JOURNAL, load_study
 
@@ -73,8 +73,8 @@ def windows_of(folder: Path, size: int) -> list[Window]:
         return []
     records = read_records(load_study(folder, "search"))
     scores = [r.score for r in records if r.score is not None and r.source not in {"uniform", "warm_start"}]
-    ends = list(range(len(scores), size - 1, -size))[::-1]
-    parts = [(end - size, end) for end in ends]
+    starts = [*range(0, len(scores) - size, size), len(scores) - size] if len(scores) >= size else []
+    parts = [(start, start + size) for start in starts]
     return [
         Window(folder.parent.name, agent, int(evaluations), int(seed), start + 1, end,
                round(fmean(scores[start:end]), 8), max(scores[start:end]))
