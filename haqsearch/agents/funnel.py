@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -23,12 +23,16 @@ from haqsearch.agents.surrogate import Surrogate
 from haqsearch.errors import BudgetError
 from haqsearch.spec import Policy
 
+Floats = npt.NDArray[np.float64]
 Keys = npt.NDArray[np.intp]
 
 _GAP = 1e-3  # of the exact solver, on a table that is itself an estimate
-_POOL = 4000  # neighbours looked at per proposal
-_PARENTS = 8  # best policies whose neighbours they are
-_FAR = 4.0  # policies worse than this many times the best teach nothing about where to look
+_ROUNDS = 5  # of looking at neighbours per proposal
+_POOL = 2000  # neighbours looked at in a round
+_PARENTS = 8  # policies whose neighbours they are
+# The region of trust, in multiples of the best policy's: of the table's prediction, beyond which a policy is neither looked at
+# nor learned from (a wide prior on a huge rise would promise wonders there); and of the loss, beyond which worse is no worse.
+_TRUST, _FAR = 2.0, 4.0
 
 
 class Funnel(Agent):
@@ -58,20 +62,33 @@ class Funnel(Agent):
         keys, losses = self._seen(study)
         if not len(keys):  # nothing could be evaluated so far
             return problem.space.policy(self._exact([r * f for r, f in zip(rises, self._shaken(trial), strict=True)]))
-        surrogate = Surrogate(rises, keys, losses)
-        best = keys[np.argsort(losses, kind="stable")[:_PARENTS]]
-        pool = list(self._neighbours(best, self.rng(trial)))
-        pool.append(np.array([self._exact(surrogate.additive())]))
-        new = self._new_ones(np.concatenate(pool), study, trial)
-        if not len(new):
-            return problem.space.policy([int(c) for c in pool[-1][0]])
-        chosen = new[int(np.argmax(surrogate.improvement(new, float(losses.min()))))]
-        return problem.space.policy([int(c) for c in chosen])
+        least = float(losses.min())
+        within = self._trusted(rises, keys[int(np.argmin(losses))])
+        near = within(keys)
+        surrogate = Surrogate(rises, keys[near], np.minimum(losses[near], _FAR * least))
+        exact = np.array([self._exact(surrogate.additive())], dtype=np.intp)
+        best = keys[near][np.argsort(losses[near], kind="stable")[:_PARENTS]]
+        new = self._filter(study, trial, within)
+        chosen = self._climb(surrogate, np.concatenate([best, exact]), least, new, self.rng(trial))
+        return problem.space.policy([int(c) for c in (exact[0] if chosen is None else chosen)])
 
-    def _shaken(self, trial: FrozenTrial) -> npt.NDArray[np.float64]:
+    def _climb(
+        self, surrogate: Surrogate, parents: Keys, best: float, new: Callable[[Keys], Keys], rng: np.random.Generator
+    ) -> npt.NDArray[np.intp] | None:
+        """The policy of largest expected improvement that a few rounds of neighbours lead to; None if none is new."""
+        found = new(parents)
+        for _ in range(_ROUNDS):
+            found = np.unique(np.concatenate([found, new(self._neighbours(parents, rng))]), axis=0)
+            if not len(found):
+                return None
+            order = np.argsort(-surrogate.improvement(found, best), kind="stable")
+            found = parents = found[order[:_PARENTS]]
+        return found[0]
+
+    def _shaken(self, trial: FrozenTrial) -> Floats:
         return self.rng(trial).lognormal(0.0, 0.3, size=len(self.problem.space.variables))
 
-    def _exact(self, rises: list[npt.NDArray[np.float64]], slack: float = 0.0, pairs: bool = False) -> Key:
+    def _exact(self, rises: list[Floats], slack: float = 0.0, pairs: bool = False) -> Key:
         within = pairs_of(self.problem) if pairs else {}
         try:
             return self._assignment.solve(rises, within, slack, _GAP)
@@ -80,18 +97,27 @@ class Funnel(Agent):
                 raise
             return self._assignment.solve(rises, within, 0.0, _GAP)  # a budget too tight to leave anything free
 
-    def _seen(self, study: Study) -> tuple[Keys, npt.NDArray[np.float64]]:
+    def _seen(self, study: Study) -> tuple[Keys, Floats]:
         """Policies with a score, [policies, variables], and their losses: how far each is from a perfect score."""
         problem = self.problem
         trials = self.completed(study)
-        ideal = problem.objective.ideal
         keys = [problem.space.indices(problem.policy_of(trial.params)) for trial in trials]
-        losses = np.array([ideal - trial.values[0] for trial in trials])
-        near = losses <= _FAR * losses.min() if len(losses) else np.zeros(0, dtype=bool)
-        return np.array(keys, dtype=np.intp).reshape(len(keys), -1)[near], losses[near]
+        losses = np.array([problem.objective.ideal - trial.values[0] for trial in trials])
+        return np.array(keys, dtype=np.intp).reshape(len(keys), -1), losses
 
-    def _neighbours(self, parents: Keys, rng: np.random.Generator) -> Iterator[Keys]:
-        """Policies inside the additive limits, one to six steps away from one of ``parents``."""
+    @staticmethod
+    def _trusted(rises: Sequence[Floats], best: npt.NDArray[np.intp]) -> Callable[[Keys], npt.NDArray[np.bool_]]:
+        """Tells which policies the table predicts to be within the region of trust around ``best``."""
+
+        def predicted(keys: Keys) -> Floats:
+            columns = [np.asarray(rise)[keys[:, v]] for v, rise in enumerate(rises)]
+            return np.sum(columns, axis=0) if columns else np.zeros(len(keys))
+
+        limit = _TRUST * float(predicted(best[None])[0])
+        return lambda keys: predicted(keys) <= limit
+
+    def _neighbours(self, parents: Keys, rng: np.random.Generator) -> Keys:
+        """Policies one to six steps away from one of ``parents``."""
         sizes = np.array(self._assignment.sizes)
         free = np.flatnonzero(sizes > 1)
         children = parents[rng.integers(len(parents), size=_POOL)].copy()
@@ -102,10 +128,18 @@ class Funnel(Agent):
             position = free[rng.integers(len(free), size=len(moving))]
             moved = children[moving, position] + rng.choice([-2, -1, 1, 2], size=len(moving), p=[0.1, 0.4, 0.4, 0.1])
             children[moving, position] = np.clip(moved, 0, sizes[position] - 1)
-        inside = (self._assignment.shares(children) <= 1.0).all(axis=0)
-        yield np.unique(children[inside], axis=0)
+        return np.unique(children, axis=0)
 
-    def _new_ones(self, keys: Keys, study: Study, trial: FrozenTrial) -> Keys:
+    def _filter(
+        self, study: Study, trial: FrozenTrial, trusted: Callable[[Keys], npt.NDArray[np.bool_]]
+    ) -> Callable[[Keys], Keys]:
+        """What keeps of many policies those inside the additive limits and the region of trust that no other trial has."""
         taken = self._taken(study, trial)
         free = [i for i, size in enumerate(self._assignment.sizes) if size > 1]
-        return keys[[tuple(int(c) for c in key[free]) not in taken for key in keys]]
+
+        def new(keys: Keys) -> Keys:
+            keys = keys[trusted(keys) & (self._assignment.shares(keys) <= 1.0).all(axis=0)]
+            fresh = [tuple(int(c) for c in key[free]) not in taken for key in keys]
+            return keys[np.array(fresh, dtype=bool)]
+
+        return new

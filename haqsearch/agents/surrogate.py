@@ -26,8 +26,8 @@ Keys = npt.NDArray[np.intp]
 _LEVEL, _SCALE = 1.0, 2.0  # prior standard deviations, in units of the best loss seen: wide
 _NOISE = 0.01  # of a measurement: losses on a split are exact, this keeps the matrix well conditioned
 _FACTORS = (0.1, 0.3, 1.0)
-_RESIDUALS = (0.02, 0.06, 0.2)
-_LENGTHS = (4.0, 16.0)
+_RESIDUALS = (0.02, 0.06, 0.2, 0.6)
+_LENGTHS = (8.0, 24.0)
 
 
 @dataclass(frozen=True)
