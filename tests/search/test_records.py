@@ -88,7 +88,7 @@ def test_policies_survive_their_text():
 def test_trials_parquet(records, tmp_path):
     write_trials(tmp_path / "trials.parquet", records)
     table = pd.read_parquet(tmp_path / "trials.parquet")
-    first = "number source policy_digest score accuracy loss kl feasible violation samples fidelity seconds".split()
+    first = "number source policy_digest score accuracy loss kl logit_mse feasible violation samples fidelity seconds".split()
     assert list(table.columns) == [*first, "size_bytes", "bops", "policy", "proposal", "error"]
     assert len(table) == len(records)
     for record, row in zip(records, table.to_dict("records"), strict=True):
@@ -139,7 +139,7 @@ def test_pareto_json(records, tmp_path):
     assert (written["schema_version"], written["objective"], written["metrics"]) == (1, "loss", ["size_bytes", "bops"])
     front = pareto(records, ["size_bytes", "bops"])
     assert [p["policy_digest"] for p in written["points"]] == [r.policy.digest for r in front]
-    told = {"policy_digest", "score", "accuracy", "loss", "kl", "metrics", "policy"}
+    told = {"policy_digest", "score", "accuracy", "loss", "kl", "logit_mse", "metrics", "policy"}
     assert set(written["points"][0]) == told | {"point", "trial", "source", "evaluated", "fidelity", "samples"}
     assert [p["point"] for p in written["points"]] == list(range(1, len(front) + 1))
     assert [p["trial"] for p in written["points"]] == [r.number for r in front]
