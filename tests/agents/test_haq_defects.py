@@ -129,7 +129,7 @@ def test_3_pinned_layers_stay_pinned_where_nothing_has_to_be_cut(agent):
     problem = toy_problem(share=1.0)
     study = new_study()
     evaluator = AdditiveLoss(problem.space.model)
-    run_search(problem, build_agent(agent, problem, 0, 25), SerialPool(evaluator), study, 25)
+    run_search(problem, build_agent(agent, problem, 0, 15), SerialPool(evaluator), study, 15)
     records = [record for record in read_records(study) if record.source == agent]
     assert records
     for record in records:
@@ -189,8 +189,8 @@ def test_9_the_agent_needs_no_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     problem, study = toy_problem(), new_study()
     evaluator = AdditiveLoss(problem.space.model)
-    summary = run_search(problem, build_agent("ddpg", problem, 0, 25), SerialPool(evaluator), study, 25)
-    assert summary.complete == 25
+    summary = run_search(problem, build_agent("ddpg", problem, 0, 12), SerialPool(evaluator), study, 12)
+    assert summary.complete == 12
 
 
 def test_9_the_policy_found_is_a_file_that_is_read_back(tmp_path):

@@ -18,7 +18,6 @@ import typer
 
 from haqsearch.cli.bench.search import WORK
 
-SEARCHES = "searches.csv"
 TABLE = "learning.md"
 CSV = "learning.csv"
 
