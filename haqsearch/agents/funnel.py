@@ -103,7 +103,7 @@ class Funnel(Agent):
         trials = self.completed(study)
         keys = [problem.space.indices(problem.policy_of(trial.params)) for trial in trials]
         losses = np.array([problem.objective.ideal - trial.values[0] for trial in trials])
-        return np.array(keys, dtype=np.intp).reshape(len(keys), -1), losses
+        return np.array(keys, dtype=np.intp).reshape(len(keys), len(problem.space.variables)), losses
 
     @staticmethod
     def _trusted(rises: Sequence[Floats], best: npt.NDArray[np.intp]) -> Callable[[Keys], npt.NDArray[np.bool_]]:
