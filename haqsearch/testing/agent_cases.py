@@ -31,7 +31,7 @@ from haqsearch.errors import SearchError
 from haqsearch.search.loop import Summary, run_search
 from haqsearch.search.pool import SerialPool
 from haqsearch.search.records import Record, best_of, pareto, read_records
-from haqsearch.spec import OBJECTIVES, Choice, Evaluation, LayerSpec, Limit, ModelSpec, Policy, SearchSpace
+from haqsearch.spec import OBJECTIVES, Choice, Evaluation, LayerSpec, Limit, ModelSpec, Policy, SearchSpace, Sensitivity
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,30 @@ def toy_problem(
     full = costing.costs(Policy.uniform(model, eight))
     limits = tuple(Limit(name, share * full[name], f"{name} <= {share} * int8") for name in costing.metrics)
     space = SearchSpace.build(model, bits, bits, fixed)
-    return Problem(space, costing, limits, OBJECTIVES[objective], tradeoff=tuple(tradeoff))
+    return Problem(
+        space,
+        costing,
+        limits,
+        OBJECTIVES[objective],
+        tradeoff=tuple(tradeoff),
+        measure=lambda: sensitivity_of(space, AdditiveLoss(model)),
+    )
+
+
+def sensitivity_of(space: SearchSpace, evaluate: Callable[[Policy], Evaluation]) -> Sensitivity:
+    """What every candidate alone adds to the loss of the widest policy."""
+    widest = [len(variable.candidates) - 1 for variable in space.variables]
+
+    def loss(indices: Sequence[int]) -> float:
+        return evaluate(space.policy(indices)).loss or 0.0
+
+    base = loss(widest)
+    rise, formats = {}, {}
+    for place, variable in enumerate(space.variables):
+        alone = ([*widest[:place], index, *widest[place + 1 :]] for index in range(len(variable.candidates)))
+        rise[variable.name] = tuple(loss(indices) - base for indices in alone)
+        formats[variable.name] = tuple(map(str, variable.candidates))
+    return Sensitivity("loss", base, rise, formats)
 
 
 def new_study(problem: Problem | None = None) -> Study:
@@ -364,7 +387,8 @@ class TradeoffCases(AgentCases):
         study = new_study(problem)
         _, records = self.search(problem, seed=11, study=study)
         told = [trial.values for trial in study.get_trials() if trial.state == TrialState.COMPLETE]
-        assert told == [[r.score, *(r.evaluation.metrics[m] for m in self.tradeoff)] for r in records]
+        even = problem.objective.even
+        assert told == [[even(r.score or 0.0), *(r.evaluation.metrics[m] for m in self.tradeoff)] for r in records]
 
     def test_without_a_limit_the_whole_space_may_be_searched(self) -> None:
         problem = replace(self.problem(), limits=())

@@ -21,6 +21,20 @@ class TestUniform(_Registered):
     name = "uniform"
 
 
+class TestFunnel(_Registered):
+    name = "funnel"
+    evaluations = 16
+
+
+class TestILP(_Registered):
+    name = "ilp"
+    evaluations = 16
+
+
+class TestGreedy(_Registered):
+    name = "greedy"
+
+
 class TestTPE(_Registered):
     name = "tpe"
 
