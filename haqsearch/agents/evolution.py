@@ -2,7 +2,8 @@
 
 A (mu + lambda) strategy with tournaments: the parents are the best ``population`` policies evaluated so far. Ageing,
 which kills the oldest instead of the worst (regularized evolution: Real et al., AAAI 2019), guards against lucky
-scores; a policy's score has no luck in it, and with ageing fewer good policies were found.
+scores; a policy's score has no luck in it. (Measured, 100 evaluations: with ageing worse on sums of sensitivities, on
+ResNet-20 worse in one budget and better in another.)
 
 What makes it quick is where children land. A child that breaks the budget gives up bits in random variables, one that
 leaves some of the budget unused takes bits in random variables, until no single bit more would fit: so a mutation is an
