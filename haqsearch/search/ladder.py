@@ -3,6 +3,11 @@
 Written as an Optuna pruner. Optuna's own ``SuccessiveHalvingPruner`` notes its verdicts in the trial before anybody
 has heard them, so that a search killed in between promotes what it should have pruned; and its rungs are powers of a
 number. The rule is the same (Jamieson and Talwalkar, AISTATS 2016; asynchronous: Li et al., MLSys 2020, algorithm 2).
+
+Recipes have no rungs by default. ResNet-20 at 0.4 of int8's latency on bismo-edge, 1,000 search images, three seeds, 30 s
+of one core each: a rung of 250 images spares a pruned policy 108 of its 145 ms. ``random`` then scores 33 to 48 % more
+policies and finds none that is better; an agent that learns proposes few that are pruned: ``tpe`` scores 6 to 10 % more,
+its best KL is 6 % lower, equal, and 0.4 % lower. Rungs pay where an evaluation takes seconds, not tenths of one.
 """
 
 from __future__ import annotations
