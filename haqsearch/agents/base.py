@@ -43,7 +43,7 @@ class Agent(BaseSampler):
     max_evaluations  how long the search will be, for agents with a schedule; None: unknown
 
     An agent that can trade the objective off against metrics (``problem.tradeoff``) says so: ``several_objectives``. Its
-    trials then have a list of ``values``, the score first (``problem.values``), and no ``value``.
+    trials then have a list of ``values``, the score on its even scale first (``problem.values``), and no ``value``.
     """
 
     several_objectives = False

@@ -81,8 +81,15 @@ class Problem:
         return ("maximize", *[small] * len(self.tradeoff))
 
     def values(self, evaluation: Evaluation) -> list[float]:
-        """What a study is told of an evaluation, in that order. Raises KeyError if a metric of the trade-off is missing."""
-        return [self.objective.score(evaluation), *(evaluation.metrics[metric] for metric in self.tradeoff)]
+        """What a study is told of an evaluation, in that order. Raises KeyError if a metric of the trade-off is missing.
+
+        In a trade-off the score stands on its even scale (``Objective.even``): fronts are the same, but what spreads a search
+        along them - hypervolume, crowding, niches - would else see nothing but the broken policies at their cheap end.
+        """
+        score = self.objective.score(evaluation)
+        if not self.tradeoff:
+            return [score]
+        return [self.objective.even(score), *(evaluation.metrics[metric] for metric in self.tradeoff)]
 
     @property
     def counted(self) -> tuple[str, ...]:

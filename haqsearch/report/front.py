@@ -38,7 +38,8 @@ def caption(run: Run) -> str:
         ]
         text += (
             f"Hypervolume {volume:.4f}: the share they dominate of the box from a perfect network at no cost to the reference "
-            f"point ({', '.join(ends)}): the worst uniform policy, and the limit or all layers at 8/8. "
+            f"point ({', '.join(ends)}): the worst uniform policy, and the limit or all layers at 8/8; errors by their "
+            "logarithm from 1e-6 up. "
         )
     return text + "haqsearch export RUN --point K makes the files of point K."
 

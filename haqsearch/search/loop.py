@@ -277,6 +277,8 @@ class _Run:
             evaluation = replace(evaluation, fidelity=f"{evaluation.fidelity}:{evaluation.samples}")
             trial.set_user_attr("pruned", True)
         trial.set_user_attr("policy", policy_text(flying.policy))
+        if self.problem.tradeoff and evaluation.ok:  # the study is told it on another scale
+            trial.set_user_attr("score", self.problem.objective.score(evaluation))
         trial.set_user_attr("evaluation", evaluation.to_json())
         self.tell(trial.number, evaluation, "pruned" in trial.user_attrs)
 

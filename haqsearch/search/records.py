@@ -72,7 +72,7 @@ def record_of(trial: FrozenTrial) -> Record:
         policy=read_policy(attributes["policy"]),
         proposal=read_policy(attributes["proposal"]),
         evaluation=Evaluation.from_json(attributes["evaluation"]),
-        score=trial.values[0] if trial.state == TrialState.COMPLETE else None,
+        score=attributes.get("score", trial.values[0]) if trial.state == TrialState.COMPLETE else None,
         thinking_s=attributes.get("thinking_s", 0.0),
     )
 

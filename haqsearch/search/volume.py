@@ -13,8 +13,9 @@ from haqsearch.spec import Objective, dominates, hypervolume
 class FrontVolume:
     """The front of the records added so far and its hypervolume, as a share in [0, 1]. It never falls.
 
-    The box: on the objective from perfect (accuracy 1, KL or loss 0) to the worst uniform baseline evaluated, and on every
-    metric from 0 to ``costs``. What is no better than the reference point in one of them adds nothing.
+    The box: on the objective from perfect to the worst uniform baseline evaluated, and on every metric from 0 to ``costs``. The
+    objective stands on its even scale (``Objective.even``): accuracy from 1 down, an error's logarithm from 1e-6 up. What is
+    no better than the reference point in one of them adds nothing.
 
     objective  what the records' scores are of
     costs      the reference by metric of the trade-off, in base units (``Problem.reference``); none: the front is the best
@@ -32,7 +33,7 @@ class FrontVolume:
             if record.score is None or not record.feasible:
                 continue
             metrics = record.evaluation.metrics
-            point = (self.objective.ideal - record.score, *(metrics[name] for name in self.costs))
+            point = (-record.score, *(metrics[name] for name in self.costs))
             if not any(other == point or dominates(other, point) for other in self._points):
                 self._points = [other for other in self._points if not dominates(point, other)] + [point]
                 self.newest = record.number
@@ -48,9 +49,14 @@ class FrontVolume:
         """The hypervolume; 0.0 while no uniform baseline has been evaluated, and where that is perfect."""
         if self.worst is None:
             return 0.0
-        reference = (self.objective.ideal - self.worst, *self.costs.values())
+        reference = (self._gap(self.worst), *self.costs.values())
         box = prod(reference)
-        return hypervolume(self._points, reference) / box if box > 0 else 0.0
+        points = [(self._gap(-point[0]), *point[1:]) for point in self._points]
+        return hypervolume(points, reference) / box if box > 0 else 0.0
+
+    def _gap(self, score: float) -> float:
+        """What a perfect network has more, on the even scale."""
+        return self.objective.even(self.objective.ideal) - self.objective.even(score)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON: the hypervolume and the reference point it is measured from, metrics in base units."""

@@ -11,7 +11,8 @@ from haqsearch.errors import RecipeError
 from haqsearch.search.loop import run_search
 from haqsearch.search.pool import SerialPool
 from haqsearch.search.records import read_records
-from haqsearch.spec import Choice, Policy, dominates, hypervolume
+from haqsearch.search.volume import FrontVolume
+from haqsearch.spec import Choice, Policy, dominates
 from haqsearch.testing.agent_cases import AdditiveLoss, TradeoffCases, new_study, toy_problem
 
 PROBLEM = toy_problem(tradeoff=("bops",))
@@ -93,8 +94,9 @@ def _volume(agent: str, seed: int, evaluations: int) -> float:
     problem, study = replace(PROBLEM, limits=()), new_study(PROBLEM)
     run_search(problem, build_agent(agent, problem, seed, evaluations), SerialPool(GOOD), study, evaluations)
     records, full = read_records(study), problem.costing.costs(_uniform(8, 8))["bops"]
-    worst = max(-r.score for r in records if r.source == "uniform")
-    return hypervolume([(-r.score / worst, r.evaluation.metrics["bops"] / full) for r in records], (1.0, 1.0))
+    volume = FrontVolume(problem.objective, {"bops": full})
+    volume.add(records)
+    return volume.share
 
 
 def test_nsga3_finds_more_than_chance_and_than_the_uniform_policies():

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise, product
+from math import exp, log
 
 import pytest
 from hypothesis import given
@@ -16,7 +17,9 @@ POLICY = Policy({"a": Choice.parse("w4a4")})
 LOSS = OBJECTIVES["loss"]
 
 
-def made(number: int, loss: float, costs: tuple[float, ...], source: str = "random", violation: float = 0.0) -> Record:
+def made(number: int, level: float, costs: tuple[float, ...], source: str = "random", violation: float = 0.0) -> Record:
+    """A record whose loss is ``level`` above perfect on the even scale: 1e-6 nats, times e for every level."""
+    loss = 1e-6 * exp(level)
     metrics = dict(zip(("size_bytes", "bops"), costs, strict=False))
     evaluation = Evaluation(None, loss, None, 1, 0.1, metrics=metrics, violation=violation)
     return Record(number, source, POLICY, POLICY, evaluation, -loss)
@@ -58,13 +61,14 @@ def test_it_is_the_share_of_the_cells_that_a_count_finds(records):
     """Unit cells of a grid over the box, each dominated as a whole or not at all."""
     reference = {"size_bytes": 6.0, "bops": 5.0}
     inside = [r for r in records if r.feasible]
-    worst = max((r.evaluation.loss for r in inside if r.source == "uniform"), default=None)
+    levels = {r.number: round(log(r.evaluation.loss / 1e-6)) for r in inside}
+    worst = max((levels[r.number] for r in inside if r.source == "uniform"), default=None)
     share = volume(records, reference).share
     if worst is None:
         assert share == 0.0
         return
     cells = list(product(range(worst), range(6), range(5)))
-    points = [(r.evaluation.loss, r.evaluation.metrics["size_bytes"], r.evaluation.metrics["bops"]) for r in inside]
+    points = [(levels[r.number], r.evaluation.metrics["size_bytes"], r.evaluation.metrics["bops"]) for r in inside]
     covered = sum(any(all(p <= c for p, c in zip(point, cell, strict=True)) for point in points) for cell in cells)
     assert share == pytest.approx(covered / len(cells))
 
@@ -78,7 +82,7 @@ def test_the_reference_is_the_limit_or_int8_and_the_worst_uniform_policy():
     found = volume([made(0, 4.0, (1.0,), "uniform"), made(1, 8.0, (0.5,)), made(2, 1.0, (1.5,))], {"size_bytes": 2.0})
     assert found.to_json() == {
         "hypervolume": pytest.approx((0.5 * 3 + 0.5 * 0) / (4 * 2)),
-        "reference": {"loss": 4.0, "size_bytes": 2.0},
+        "reference": {"loss": pytest.approx(1e-6 * exp(4.0)), "size_bytes": 2.0},
         "front": 3,
     }
 
