@@ -20,8 +20,8 @@ from haqsearch.spec import Policy
 class NSGA3(Agent):
     """Generations of policies: the best fronts survive, of the last one those in the emptiest directions; they cross and mutate.
 
-    population  >= 2, trials of a generation; None: a fifth of ``max_evaluations``, 8 to 50. The search's openings belong
-                to the first generation, which is random otherwise.
+    population  >= 2, trials of a generation; None: a fifth of ``max_evaluations``, or with one objective a twelfth, 8 to 50. The
+                search's openings belong to the first generation, which is random otherwise.
     swap        chance in [0, 1] that a child of two takes a variable from the second
     """
 
@@ -36,7 +36,8 @@ class NSGA3(Agent):
         swap: float = 0.5,
     ) -> None:
         super().__init__(problem, seed, max_evaluations)
-        self.population = population or min(max((max_evaluations or 250) // 5, 8), 50)
+        generations = 5 if problem.tradeoff else 12  # a front has to be spread; one best policy needs descendants
+        self.population = population or min(max((max_evaluations or 250) // generations, 8), 50)
         self.swap = swap
 
     def sample_relative(
