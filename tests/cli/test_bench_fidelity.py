@@ -32,7 +32,7 @@ def test_fidelity_ranks_policies_on_every_rung(base, call):
         "fidelity",
         "digits.toml",
         "--policies",
-        "12",
+        "10",
         "--accurate",
         "4",
         "--trained",
@@ -43,18 +43,22 @@ def test_fidelity_ranks_policies_on_every_rung(base, call):
     result = call(*asked, "--set", "qat.steps=3", cwd=base)
     assert result.code == 0, result.err
     found = json.loads((base / "out" / "fidelity-digits.json").read_text())
-    assert found["drawn"] == {"random": 6, "good": 6}
+    assert found["drawn"] == {"random": 5, "good": 5}
     rows = found["policies"]
-    assert len({row["policy_digest"] for row in rows}) == 12
+    assert len({row["policy_digest"] for row in rows}) == 10
     assert all(cost <= found["limits"][metric] for row in rows for metric, cost in row["costs"].items())
     assert [sum(rung in row["scores"] for row in rows) for rung in ("ptq:100", "ptq", "accurate", "qat")] == [
-        12,
-        12,
+        10,
+        10,
         4,
         3,
     ]
     by_name = {(rung["rung"], rung["objective"]): rung for rung in found["rungs"]}
-    assert len(by_name) == 4 * len(OBJECTIVES)
+    assert len(by_name) == 4 * len(OBJECTIVES) + 1
+    added = [row["scores"]["sensitivity"]["kl"] for row in rows]
+    assert by_name["sensitivity", "kl"]["with_next"]["spearman"] == pytest.approx(
+        spearmanr(added, [row["scores"]["ptq:100"]["kl"] for row in rows]).statistic, abs=1e-3
+    )
     for name, objective in OBJECTIVES.items():
         part, whole = (np.array([row["scores"][rung][name] for row in rows]) for rung in ("ptq:100", "ptq"))
         with_next = by_name["ptq:100", name]["with_next"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import typer
 from haqsearch.cli.options import DataRoot, Overrides
 
 if TYPE_CHECKING:
+    from haqsearch.cli.assemble import Assembly
     from haqsearch.cli.bench.cells import Cell, Row
     from haqsearch.cli.bench.stages import Stage
 
@@ -132,10 +134,19 @@ def about(stage: Stage) -> dict[str, Any]:
         "ptq": " + ".join(a.recipe.ptq.steps) or a.recipe.ptq.preset,
         "variables": len(a.problem.free),
         "space": float(a.space.size),
+        "sensitivity_evaluations": sensitivity_evaluations(a),
         "splits": {name: len(getattr(a.splits, name)[0]) for name in ("calibrate", "search", "report")},
         "float_accuracy": stage.scores.evaluator.float_scores("report").accuracy,
         "environment": environment(),
     }
+
+
+def sensitivity_evaluations(assembly: Assembly) -> int:
+    """How many policies were scored to measure the sensitivity table that some agents add up; 0 if none asked for it."""
+    file = assembly.sensitivities.file
+    if file is None or not file.is_file():
+        return 0
+    return sum(len(scores) for scores in json.loads(file.read_text(encoding="utf-8")).values())
 
 
 def single_thread() -> None:

@@ -129,6 +129,14 @@ def _about(about: dict[str, Any]) -> str:
     )
 
 
+def _before(about: dict[str, Any]) -> Lines:
+    count = about["sensitivity_evaluations"]
+    text = (
+        f"Agents that add up a sensitivity table had {count} more policies scored for it, once for all their searches."
+    )
+    return [text] if count else []
+
+
 def _table(series: Sequence[Series], about: dict[str, Any], default: str) -> Lines:
     sign = about["objective_sign"]
     reference = _of(series, default, EARLY)
