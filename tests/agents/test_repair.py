@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from haqsearch.agents import Problem
-from haqsearch.agents.repair import repair, sweep, take_free_bits
+from haqsearch.agents.repair import descend, repair, sweep, take_free_bits
 from haqsearch.errors import BudgetError
 from haqsearch.spec import OBJECTIVES, Limit, Policy, SearchSpace
 from haqsearch.testing.agent_cases import ShapeCosts, toy_model, toy_problem
@@ -209,3 +209,33 @@ def test_free_bits_are_taken_where_they_are_free():
     assert all(wider[layer.name].weight.width == 8 for layer in SPACE.model)
     assert costing.costs(wider) == costing.costs(policy)
     assert take_free_bits(problem, wider) == wider
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_the_way_down_by_loss_keeps_the_laws_of_the_sweep(data):
+    problem = toy_problem(layers=5, share=data.draw(st.floats(0.3, 1.0)))
+    space = problem.space
+    losses = problem.sensitivity.losses(space)
+    start = space.policy([data.draw(st.integers(0, len(v.candidates) - 1)) for v in space.variables])
+    end = descend(problem, start, losses)
+    assert problem.violation(end) <= problem.violation(start)
+    assert all(a <= b for a, b in zip(space.indices(end), space.indices(start), strict=True))
+    assert descend(problem, end, losses) == end
+    if problem.feasible(start):
+        assert end == start
+    if problem.feasible(sweep(problem, start)):
+        assert problem.feasible(end)
+
+
+def test_the_way_down_by_loss_ends_better_than_the_sweep_mostly():
+    wins = 0
+    for layers in range(5, 25):
+        problem = toy_problem(layers=layers)
+        widest = problem.space.policy([len(v.candidates) - 1 for v in problem.space.variables])
+        losses = [
+            problem.sensitivity.predict(problem.space, end)
+            for end in (descend(problem, widest, problem.sensitivity.losses(problem.space)), sweep(problem, widest))
+        ]
+        wins += losses[0] < losses[1]
+    assert wins >= 18
