@@ -68,7 +68,7 @@ class Agent(BaseSampler):
 
     @staticmethod
     def completed(study: Study) -> list[FrozenTrial]:
-        """Trials with a score, by number. The score (``trial.value``; ``trial.values[0]`` always) is to be made large."""
+        """Trials with a score, by number. The score (``trial.value``; in a trade-off ``trial.values[0]``, on its even scale) is to be made large."""
         return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
 
     # Optuna's side.
