@@ -7,7 +7,7 @@ number. The rule is the same (Jamieson and Talwalkar, AISTATS 2016; asynchronous
 Recipes have no rungs by default. ResNet-20 at 0.4 of int8's latency on bismo-edge, 1,000 search images, three seeds, 30 s
 of one core each: a rung of 250 images spares a pruned policy 108 of its 145 ms. ``random`` then scores 33 to 48 % more
 policies and finds none that is better; an agent that learns proposes few that are pruned: ``tpe`` scores 6 to 10 % more,
-its best KL is 6 % lower, equal, and 0.4 % lower. Rungs pay where an evaluation takes seconds, not tenths of one.
+its best KL is 6 % lower, equal, and 0.4 % lower.
 """
 
 from __future__ import annotations
