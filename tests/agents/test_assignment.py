@@ -121,7 +121,7 @@ def test_a_metric_that_is_no_sum_is_refused_with_the_agents_that_can():
         additive = ("bops",)
 
     one = Problem(SPACE, Peaky(MODEL), (Limit("size_bytes", 1e9, "size_bytes <= 1 GB"),), OBJECTIVES["loss"])
-    with pytest.raises(BudgetError, match="size_bytes is not a sum over the layers.*funnel"):
+    with pytest.raises(BudgetError, match=r"size_bytes is not a sum over the layers.*funnel"):
         Assignment(one)
 
 

@@ -18,7 +18,7 @@ def policies(count: int, seed: int) -> np.ndarray:
     return np.unique(np.stack([rng.integers(n, size=count) for n in SIZES], 1), axis=0)
 
 
-def additive(keys: np.ndarray, factors=(1.0,) * len(SIZES)) -> np.ndarray:
+def additive(keys: np.ndarray, factors=(1.0, 1.0, 1.0, 1.0, 1.0)) -> np.ndarray:
     return 0.05 + sum(f * r[keys[:, v]] for v, (f, r) in enumerate(zip(factors, RISES, strict=True)))
 
 
