@@ -18,6 +18,7 @@ COMMANDS = {
     "cost": "haqsearch.cli.cost",
     "evaluate": "haqsearch.cli.evaluate",
     "export": "haqsearch.cli.export",
+    "sensitivity": "haqsearch.cli.sensitivity",
     "what-if": "haqsearch.cli.what_if",
     "results": "haqsearch.cli.results",
     "formats": "haqsearch.cli.formats",

@@ -12,6 +12,7 @@ import pytest
         ["cost", "my.toml"],
         ["cost", "my.toml", "--policy", "uniform:w4a2", "--hardware", "bitfusion"],
         ["evaluate", "my.toml", "--policy", "uniform:w4a4"],
+        ["sensitivity", "my.toml", "--pairs", "2"],
     ],
     ids=" ".join,
 )
