@@ -52,13 +52,15 @@ def command(
     widths = sorted({f for v in assembly.space.variables for f in v.candidates}, key=lambda f: f.bits)
     bits = list(dict.fromkeys(f.bits for f in widths))
     length = max(len(v.name) for v in assembly.space.variables)
-    print(f"rise of {table.measure} when one variable alone has so many bits; all at their widest: {table.base:.6g}")
-    print(f"{'':{length}} " + " ".join(f"{f'{b:g} bits':>10}" for b in bits))
+    print(f"rise of {table.measure} when one alone has so many bits; all at their widest: {table.base:.5g}")
+    print(f"{'':{length}} " + " ".join(f"{f'{b:g} bits':>8}" for b in bits))
     for variable in assembly.space.variables:
         rises = {f.bits: rise for f, rise in zip(variable.candidates, table.rise[variable.name], strict=True)}
-        cells = [f"{rises[b]:10.3g}" if b in rises else " " * 10 for b in bits]
+        cells = [f"{rises[b]:8.2g}" if b in rises else " " * 8 for b in bits]
         print(f"{variable.name:{length}} " + " ".join(cells))
-    for (first, second), rises in table.pairs.items():
-        print(f"{first} x {second}, both at their narrowest: {rises[0][0]:+.3g} beyond the sum")
+    if table.pairs:
+        print("what two at their narrowest add beyond the sum of both:")
+    for (first, second), beyond in table.pairs.items():
+        print(f"{first} x {second} {beyond[0][0]:+.3g}")
     samples = len(assembly.splits.search[0])
     print(f"{done[0]} evaluations of {samples} samples in {seconds:.1f} s" if done[0] else f"found in {tables.file}")
