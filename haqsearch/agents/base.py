@@ -68,7 +68,9 @@ class Agent(BaseSampler):
 
     @staticmethod
     def completed(study: Study) -> list[FrozenTrial]:
-        """Trials with a score, by number. The score (``trial.value``; in a trade-off ``trial.values[0]``, on its even scale) is to be made large."""
+        """Trials with a score, by number. The score is to be made large: ``trial.value``, or in a trade-off ``trial.values[0]``,
+        where it stands on its even scale.
+        """
         return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
 
     # Optuna's side.
