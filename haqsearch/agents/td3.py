@@ -16,6 +16,9 @@ class TwinLearner(Learner):
 
 
 class TD3(DDPG):
-    """Walks over the layers as ``DDPG`` does, with its options."""
+    """Walks over the layers as ``DDPG`` does, with its options.
+
+    In searches of 100 evaluations, on sums of sensitivities and on ResNet-20, neither was reliably the better one.
+    """
 
     learner = TwinLearner
