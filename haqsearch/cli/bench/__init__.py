@@ -13,6 +13,7 @@ COMMANDS = {
     "fidelity": "haqsearch.cli.bench.fidelity",
     "learning": "haqsearch.cli.bench.learning",
     "devices": "haqsearch.cli.bench.devices",
+    "bits": "haqsearch.cli.bench.bits",
 }
 
 
