@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,13 @@ qat   = {{ candidates = 0 }}
 
 def read(path):
     return json.loads(path.read_text())
+
+
+@pytest.fixture(autouse=True)
+def forgetful():
+    """The user's module is imported here, and forgotten again."""
+    yield
+    sys.modules.pop("my_net", None)
 
 
 @pytest.fixture(scope="module")
