@@ -185,8 +185,7 @@ def average_bits(model: ModelSpec, policy: Mapping[str, Any]) -> float:
 
 def _uniform(space: SearchSpace) -> Iterator[Policy]:
     """The same widths everywhere, from wide to narrow."""
-    for policy in sorted(space.uniform(), key=lambda p: -sum(c.weight.bits * c.activation.bits for c in p.values())):
-        yield policy
+    yield from sorted(space.uniform(), key=lambda p: -sum(c.weight.bits * c.activation.bits for c in p.values()))
 
 
 def _early(space: SearchSpace) -> Iterator[Policy]:
