@@ -53,10 +53,10 @@ def command(
 
     single_thread()
     (stage,) = make_stages([recipe], set_ or (), data_root, out / WORK, say)
-    drawn = draw(stage, policies, seed)
-    say(f"{recipe.stem}: {len(drawn)} policies drawn")
     with waiting(out / WORK / "sensitivity.lock"):
         _ = stage.assembly.problem.sensitivity
+    drawn = draw(stage, policies, seed)
+    say(f"{recipe.stem}: {len(drawn)} policies drawn")
     measured = Measured(stage, drawn, accurate, trained, say)
     content = {
         "schema_version": SCHEMA_VERSION,
@@ -82,7 +82,8 @@ class Drawn:
 
 
 def draw(stage: Stage, count: int, seed: int) -> list[Drawn]:
-    """Half of ``count`` uniformly random, brought inside the budget as agents' proposals are; half changed from the best so far.
+    """Half of ``count`` uniformly random, brought inside the budget as agents' proposals are; half good: the sensitivity table's
+    optimum, and what was changed from the best so far.
 
     All differ. Good ones are what a search compares; random ones alone would flatter every score.
     """
@@ -91,11 +92,14 @@ def draw(stage: Stage, count: int, seed: int) -> list[Drawn]:
     problem, rng = stage.assembly.problem, np.random.default_rng(seed)
     found: dict[str, Drawn] = {}
     scores: list[tuple[float, Policy]] = []
+    began = False  # with good ones
     for attempt in range(20 * count):
         if len(found) == count:
             break
         if len(found) < count // 2:
             kind, policy = RANDOM, {v.name: int(rng.integers(len(v.candidates))) for v in problem.free}
+        elif not began:
+            kind, policy, began = GOOD, _optimum(problem), True
         else:
             leaders = sorted(scores, key=lambda pair: -pair[0])[:LEADERS]
             kind, policy = GOOD, _changed(problem, leaders[attempt % len(leaders)][1], rng)
@@ -107,6 +111,20 @@ def draw(stage: Stage, count: int, seed: int) -> list[Drawn]:
             found[drawn.digest] = Drawn(kind, drawn)
             scores.append((problem.objective.score(evaluation), drawn))
     return list(found.values())
+
+
+def _optimum(problem: Problem) -> dict[str, int]:
+    """The best policy by the sensitivity table, where budgets are sums; what a good search begins with."""
+    import numpy as np
+
+    from haqsearch.agents.assignment import Assignment
+    from haqsearch.errors import BudgetError
+
+    losses = [np.array(row) for row in problem.sensitivity.losses(problem.space)]
+    try:
+        return problem.params_of(problem.space.policy(Assignment(problem).solve(losses)))
+    except BudgetError:
+        return problem.params_of(problem.known_feasible)
 
 
 def _changed(problem: Problem, policy: Policy, rng: Any) -> dict[str, int]:
