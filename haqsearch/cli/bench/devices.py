@@ -88,11 +88,11 @@ def command(
 @dataclass(frozen=True)
 class Hit:
     """The policy of least cost on a device among those that reach the target; ``share`` of 8 bits everywhere; the budgets
-    ``tried``, as such shares, with the best score inside each."""
+    ``tried``, as such shares, with the best score inside each, None where nothing was found inside."""
 
     best: Record
     share: float
-    tried: tuple[tuple[float, float], ...]
+    tried: tuple[tuple[float, float | None], ...]
 
 
 @dataclass(frozen=True)
@@ -128,11 +128,11 @@ class Hunt:
             cost / full for cost in (meter.least(assembly.space)[self.metric].value, meter.costs(enough)[self.metric])
         )
         reached: list[Record] = []
-        tried: list[tuple[float, float]] = []
+        tried: list[tuple[float, float | None]] = []
         budget = high
         while True:
             records = self._search(device, budget)
-            tried.append((round(budget, 4), max((r.score or 0.0 for r in records), default=float("-inf"))))
+            tried.append((round(budget, 4), max((r.score or 0.0 for r in records), default=None)))
             inside = [r for r in records if (r.score or 0.0) >= target]
             reached += inside
             if not reached:
