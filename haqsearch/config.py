@@ -109,8 +109,8 @@ class Recipe(_Section):
     hardware: str
     tradeoff: tuple[str, ...] = ()  # before the budget, whose check asks for it
     budget: tuple[str, ...]
-    agent: str = "ddpg"
-    objective: Literal["accuracy", "loss", "kl", "logit_mse"] = "kl"
+    agent: str = "funnel"
+    objective: Literal["accuracy", "loss", "kl", "logit_mse"] = "logit_mse"
     weight_bits: tuple[int, ...] = Field((2, 3, 4, 5, 6, 7, 8), min_length=1)
     weight_formats: tuple[str, ...] = ()
     activation_bits: tuple[int, ...] = Field((2, 3, 4, 5, 6, 7, 8), min_length=1)
