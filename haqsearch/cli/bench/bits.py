@@ -38,6 +38,10 @@ def command(
         Optional[int],  # noqa: UP045
         typer.Option("--evaluations", min=1, help="Of each search; else the recipe's."),
     ] = None,
+    finalists: Annotated[
+        int,
+        typer.Option("--finalists", min=1, help="Best policies of each search that are finished; the best then wins."),
+    ] = 8,
     elsewhere: Annotated[
         Optional[list[Path]],  # noqa: UP045
         typer.Option("--policies", metavar="DIR", help="Folders of policy files: each is scored where it fits."),
@@ -62,7 +66,7 @@ def command(
     path = out / f"bits-{recipe.stem}.json"
     rows: list[dict[str, Any]] = []
     for contest in _contests(stage, _numbers(averages), bops):
-        for row in contest.rows(agent or stage.assembly.recipe.agent, evaluations, elsewhere or ()):
+        for row in contest.rows(agent or stage.assembly.recipe.agent, evaluations, finalists, elsewhere or ()):
             rows.append(row)
             say(f"{contest.title}, {row['policy']}: {row['accuracy']:.2%}, finished {row['finished_accuracy']:.2%}")
         write_json_atomic(path, {"schema_version": SCHEMA_VERSION, **about(stage), "budget": [], "rows": rows})
@@ -106,30 +110,49 @@ class Contest:
     average: float | None
     activation_bits: tuple[int, ...]
 
-    def rows(self, agent: str, evaluations: int | None, elsewhere: Sequence[Path]) -> Iterator[dict[str, Any]]:
+    def rows(
+        self, agent: str, evaluations: int | None, finalists: int, elsewhere: Sequence[Path]
+    ) -> Iterator[dict[str, Any]]:
         """Of every competitor its scores and costs; the search's first."""
         update = {"budget": (self.budget,), "activation_bits": self.activation_bits}
         stage = self.stage.with_recipe(self.stage.assembly.recipe.model_copy(update=update))
-        found, seconds = self._searched(stage, agent, evaluations or stage.assembly.recipe.max_evaluations)
-        yield {**self._scored(stage, agent, found), "search_s": round(seconds, 1)}
+        best, seconds = self._searched(stage, agent, evaluations or stage.assembly.recipe.max_evaluations, finalists)
+        start = time.process_time()
+        objective = stage.assembly.problem.objective
+        chosen = max(
+            best, key=lambda policy: objective.sign * getattr(self._finished(stage, policy, "search"), objective.name)
+        )
+        finishing = time.process_time() - start
+        yield {
+            **self._scored(stage, agent, best[0], chosen),
+            "search_s": round(seconds, 1), "finish_s": round(finishing, 1), "finalists": len(best),
+        }  # fmt: skip
         for name, policy, own in self._others(stage.assembly, elsewhere):
-            yield {**self._scored(stage, name, policy), **({} if own is None else {"own_accuracy": own})}
+            yield {**self._scored(stage, name, policy, policy), **({} if own is None else {"own_accuracy": own})}
 
-    def _searched(self, stage: Stage, agent: str, evaluations: int) -> tuple[Policy, float]:
-        """The best policy that ``agent`` finds, and the seconds: of the processor, its sensitivity table included."""
+    def _searched(self, stage: Stage, agent: str, evaluations: int, count: int) -> tuple[list[Policy], float]:
+        """The best policies that ``agent`` finds, and seconds of the processor, those of its sensitivity table included."""
         from haqsearch.cli.bench.cells import Cell, Entrant
         from haqsearch.errors import SearchError
-        from haqsearch.search.records import best_of
 
         start = time.process_time()
         slug = "".join(c if c.isalnum() or c in ".-" else "-" for c in self.title)
         cell = Cell(_in(stage, slug), Entrant.parse(agent), stage.assembly.recipe.seed, evaluations)
-        records = cell.search()
-        best = best_of(records)
-        if best is None:
+        records = sorted((r for r in cell.search() if r.feasible), key=lambda r: (-(r.score or 0.0), r.number))
+        if not records:
             raise SearchError(f"{agent} found no policy with {self.budget}")
-        known = sum(record.evaluation.seconds for record in records)
-        return best.policy, max(time.process_time() - start, known)
+        known = sum(record.evaluation.seconds + record.thinking_s for record in records)
+        return [record.policy for record in records[:count]], max(time.process_time() - start, known)
+
+    @staticmethod
+    def _finished(stage: Stage, policy: Policy, split: str) -> Scores:
+        """Scores of ``policy`` with its weights rounded in network order."""
+        a = stage.assembly
+
+        def make() -> Scores:
+            return a.evaluator.score(a.prepared.in_order(policy, a.splits.calibrate[0]).lower(policy), split)
+
+        return stage.scores.remembered(f"{policy.digest} in order", split, make).scores
 
     def _others(self, a: Assembly, elsewhere: Sequence[Path]) -> Iterator[tuple[str, Policy, float | None]]:
         """Name, policy, and the report accuracy in the tool it is from: of the widest by each rule, and those from files."""
@@ -146,28 +169,28 @@ class Contest:
                     tool = f"{content['tool']}'s bits" if "tool" in content else file.stem
                     yield tool, load_policy(str(file), a), content.get("tool_accuracy")
 
-    def _scored(self, stage: Stage, name: str, policy: Policy) -> dict[str, Any]:
+    def _scored(self, stage: Stage, name: str, policy: Policy, chosen: Policy) -> dict[str, Any]:
+        """``policy`` as the search scores it, ``chosen`` as the recipe's preset finishes it."""
         a = stage.assembly
-        costs = a.meter.costs(policy)
-
-        def finished() -> Scores:
-            in_order = a.prepared.in_order(policy, a.splits.calibrate[0])
-            return a.evaluator.score(in_order.lower(policy), "report")
-
+        limits = {p.digest: _over(a, p) for p in (policy, chosen)}
         return {
             "contest": self.title,
             "budget": self.budget,
             "policy": name,
-            "digest": policy.digest,
             "layers": {layer: str(choice) for layer, choice in policy.items()},
+            "finished_layers": {layer: str(choice) for layer, choice in chosen.items()},
             "average_bits": round(average_bits(a.prepared.spec, policy), 4),
-            "inside": all(limit.met(costs) for limit in a.limits),
-            "over": {limit.metric: costs[limit.metric] - limit.value for limit in a.limits},
+            "finished_average_bits": round(average_bits(a.prepared.spec, chosen), 4),
+            "over": max(limits.values()),
             "accuracy": stage.scores.score(policy, "report").scores.accuracy,
-            "finished_accuracy": stage.scores.remembered(
-                f"{policy.digest} in order", "report", finished
-            ).scores.accuracy,
+            "finished_accuracy": self._finished(stage, chosen, "report").accuracy,
         }
+
+
+def _over(a: Assembly, policy: Policy) -> float:
+    """By how much the limit is exceeded, in the metric's base unit; negative: what is left of it."""
+    costs = a.meter.costs(policy)
+    return max(costs[limit.metric] - limit.value for limit in a.limits)
 
 
 def _in(stage: Stage, name: str) -> Stage:
@@ -198,3 +221,55 @@ def _early(space: SearchSpace) -> Iterator[Policy]:
             for order, i in enumerate(free):
                 key[i] = min(low + (order < early), len(space.variables[i].candidates) - 1)
             yield space.policy(key)
+
+
+# -- the page ---------------------------------------------------------------------------------------------------------
+
+_HEAD = """
+Every competitor inside the same bytes: packed weights, biases and scales, those of 8 bits less what fewer bits save. The first
+figure is the report accuracy with weights rounded once per layer and width, as the search scores policies; the second with
+the weights rounded once more, in network order, as the recipe's preset finishes the chosen policy. Of a search the first is of
+the policy best on the search split, the second of the best of its finalists, finished, on the search split.
+"""
+
+
+def section(folder: Path) -> list[str]:
+    """The table of every ``bits-*.json``, for ``search_page``."""
+    lines: list[str] = []
+    for path in sorted(folder.glob("bits-*.json")):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        lines += [f"\n### {found['recipe']}\n", *_table(found)]
+    return ["\n## At the same average bits\n", _HEAD.strip(), *lines] if lines else []
+
+
+def _table(found: Mapping[str, Any]) -> list[str]:
+    rows, where = found["rows"], found["environment"]
+    contests = list(dict.fromkeys(row["contest"] for row in rows))
+    cells = {(row["policy"], row["contest"]): row for row in rows}
+    lines = [f"| | {' | '.join(contests)} |", "|---" * (len(contests) + 1) + "|"]
+    for policy in dict.fromkeys(row["policy"] for row in rows):
+        texts = [_cell(cells[policy, contest]) if (policy, contest) in cells else "" for contest in contests]
+        lines.append(f"| {policy} | {' | '.join(texts)} |")
+    own = {key: row["own_accuracy"] for key, row in cells.items() if "own_accuracy" in row}
+    for policy in dict.fromkeys(policy for policy, _ in own):
+        texts = [f"{own[policy, contest]:.2%}" if (policy, contest) in own else "" for contest in contests]
+        lines.append(f"| {policy}, quantized by itself | {' | '.join(texts)} |")
+    searched = [row for row in rows if "search_s" in row]
+    seconds = ", ".join(f"{row['search_s']:.0f} + {row['finish_s']:.0f}" for row in searched)
+    over = [f"{row['policy']} at {row['contest']} by {row['over']:g}" for row in rows if row["over"] > 0]
+    return [
+        *lines,
+        "",
+        f"{found['model']} on {found['data']}, no training; float accuracy {found['float_accuracy']:.2%} on "
+        f"{found['splits']['report']:,} report samples. Objective: {found['objective']} on {found['splits']['search']:,} "
+        f"search samples. Seconds of the processor to search and to finish "
+        f"{searched[0]['finalists'] if searched else 0} finalists: {seconds}. "
+        f"Over the budget: {', '.join(over) or 'none, by a single byte'}. "
+        f"Made by `haqsearch bench bits`, commit {where['commit']}: {where['processor']}, {where['cores']} cores, "
+        f"torch {where['torch']}, Python {where['python']}.",
+    ]
+
+
+def _cell(row: Mapping[str, Any]) -> str:
+    bits = "" if row["over"] <= 0 else " (over the budget)"
+    return f"{row['accuracy']:.2%} / **{row['finished_accuracy']:.2%}**{bits}"
