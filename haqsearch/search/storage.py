@@ -78,6 +78,12 @@ def open_study(
     return study
 
 
+def study_in_memory(directions: Sequence[Literal["minimize", "maximize"]] = ("maximize",)) -> optuna.Study:
+    """An empty study that is kept nowhere."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna.create_study(directions=list(directions))
+
+
 def load_study(where: Path | str, name: str) -> optuna.Study:
     """An existing study to read, even while another process continues it. SearchError if there is none."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -14,6 +14,7 @@ COMMANDS = {
     "learning": "haqsearch.cli.bench.learning",
     "devices": "haqsearch.cli.bench.devices",
     "bits": "haqsearch.cli.bench.bits",
+    "optimum": "haqsearch.cli.bench.optimum",
 }
 
 

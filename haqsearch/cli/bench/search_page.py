@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from haqsearch.cli.bench import bits
+from haqsearch.cli.bench import bits, optimum
 from haqsearch.cli.bench.cells import IMPROVED, REPORTED, Row, read_rows
 
 _HEAD = """# What the agents find
@@ -344,4 +344,4 @@ def _beaten(found: dict[str, Any], device: str) -> str:
     return f"on {device} the policy found for {best} takes {1 - value / own:.1%} less" if value < own else ""
 
 
-SECTIONS: tuple[Callable[[Path], Lines], ...] = (searches, bits.section, fidelities, devices)
+SECTIONS: tuple[Callable[[Path], Lines], ...] = (searches, optimum.section, bits.section, fidelities, devices)
