@@ -7,7 +7,10 @@ in different layers are linearised; HiGHS (``scipy.optimize.milp``) solves it to
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -168,13 +171,14 @@ class Assignment:
         matrix = csr_array((entries, columns, starts), shape=(len(low), program.count))
         matrix.sum_duplicates()
         spread = float(np.ptp(program.loss)) or 1.0  # HiGHS has absolute tolerances: losses are brought to its scale
-        done = milp(
-            program.loss / spread * 1e3,
-            integrality=program.whole,
-            bounds=Bounds(0, 1),
-            constraints=LinearConstraint(matrix, low, high),  # type: ignore[arg-type]  # its stubs lack sparse arrays
-            options={"mip_rel_gap": gap, "time_limit": seconds},
-        )
+        with _silent():
+            done = milp(
+                program.loss / spread * 1e3,
+                integrality=program.whole,
+                bounds=Bounds(0, 1),
+                constraints=LinearConstraint(matrix, low, high),  # type: ignore[arg-type]  # its stubs lack sparse arrays
+                options={"mip_rel_gap": gap, "time_limit": seconds},
+            )
         if done.x is None and done.status != 2:
             raise SearchError(f"the exact solver gave up after {seconds:g} s: {done.message}")
         if done.x is None:
@@ -183,6 +187,20 @@ class Assignment:
                 f"no policy of the search space is inside {wanted}" + (f" less {slack:.1%}" if slack else "")
             )
         return program.key(done.x)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """HiGHS prints a line of its own debugging now and then, past Python, onto what may be a program's JSON."""
+    sys.stdout.flush()
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
 
 
 class _Program:
