@@ -47,22 +47,25 @@ class Surrogate:
 
     def __init__(self, rises: Sequence[Floats], keys: Keys, losses: Floats) -> None:
         self.keys, self.unit = keys, float(losses.min()) or 1.0
-        self._rises = rises
-        at = self._at(keys)
-        self._weight = float(np.median(at.sum(1))) or 1.0  # rises are brought to the scale of the losses
+        self._rises = [np.asarray(rise, dtype=np.float64) for rise in rises]
+        self._weight = (
+            float(np.median(_taken(self._rises, keys).sum(1))) or 1.0
+        )  # rises are brought to the losses' scale
         self._y = losses / self.unit
-        self.priors = max(
-            (_Priors(f, r, length) for f in _FACTORS for r in _RESIDUALS for length in _LENGTHS), key=self._likelihood
-        )
-        self._factor = np.linalg.cholesky(self._matrix(self.priors))
-        self._solved = self._solve(self._y - 1.0)
+        self._own = self._coded(keys)
+        parts = self._parts(self._own, self._own)
+        tried = [_Priors(f, r, length) for f in _FACTORS for r in _RESIDUALS for length in _LENGTHS]
+        self.priors = max(tried, key=lambda priors: self._likelihood(parts.kernel(priors)))
+        self._factor = np.linalg.cholesky(self._noisy(parts.kernel(self.priors)))
+        self._solved = np.linalg.solve(self._factor.T, np.linalg.solve(self._factor, self._y - 1.0))
 
     def predict(self, keys: Keys) -> tuple[Floats, Floats]:
         """Posterior mean and standard deviation of the loss of each of ``keys`` [policies, variables]."""
-        cross = self._kernel(keys, self.keys, self.priors)
+        coded = self._coded(keys)
+        cross = self._parts(coded, self._own).kernel(self.priors)
         mean = 1.0 + cross @ self._solved
         half = np.linalg.solve(self._factor, cross.T)
-        variance = self._diagonal(keys, self.priors) - (half**2).sum(0)
+        variance = self._diagonal(coded, self.priors) - (half**2).sum(0)
         return self.unit * mean, self.unit * np.sqrt(np.maximum(variance, 1e-12))
 
     def improvement(self, keys: Keys, best: float) -> Floats:
@@ -76,7 +79,7 @@ class Surrogate:
     def additive(self) -> list[Floats]:
         """Per variable the posterior mean of what each candidate adds to the loss: what an exact solver can add up."""
         found = []
-        solved, at = self._solved, self._at(self.keys)
+        solved, at = self._solved, self._own.rises
         scale = _SCALE**2 * float(solved @ at.sum(1))
         for v, rises in enumerate(self._rises):
             s = np.asarray(rises) / self._weight
@@ -90,36 +93,59 @@ class Surrogate:
             found.append(self.unit * s * (scale + factor + own))
         return found
 
-    def _at(self, keys: Keys) -> Floats:
-        """[policies, variables]: the predicted rises that the policies ask for, on the losses' scale once that is known."""
-        columns = [np.asarray(rises)[keys[:, v]] for v, rises in enumerate(self._rises)]
-        return np.stack(columns, 1) / getattr(self, "_weight", 1.0)
+    def _coded(self, keys: Keys) -> _Coded:
+        """``keys`` as the kernel's terms need them, so that each is one product of matrices."""
+        rises = _taken(self._rises, keys) / self._weight
+        chosen = [keys[:, v, None] == np.arange(len(rise)) for v, rise in enumerate(self._rises)]
+        above = [keys[:, v, None] > np.arange(len(rise) - 1) for v, rise in enumerate(self._rises)]
+        each = np.concatenate([rises[:, v, None] * one for v, one in enumerate(chosen)], axis=1)
+        return _Coded(rises, each, np.concatenate(above, axis=1).astype(np.float64))
 
-    def _kernel(self, one: Keys, other: Keys, priors: _Priors) -> Floats:
-        a, b = self._at(one), self._at(other)
-        same = np.zeros((len(one), len(other)))
-        distance = np.zeros((len(one), len(other)))
-        for v in range(one.shape[1]):
-            apart = np.abs(one[:, v, None] - other[None, :, v])
-            same += (apart == 0) * np.outer(a[:, v], b[:, v])
-            distance += apart
-        total = _LEVEL**2 + _SCALE**2 * np.outer(a.sum(1), b.sum(1))
-        total += priors.factor**2 * (a @ b.T) + (priors.factor / 2) ** 2 * same
-        return total + priors.residual**2 * np.exp(-distance / priors.length)
+    @staticmethod
+    def _parts(one: _Coded, other: _Coded) -> _Parts:
+        common = _LEVEL**2 + _SCALE**2 * np.outer(one.rises.sum(1), other.rises.sum(1))
+        factor = one.rises @ other.rises.T + 0.25 * (one.each @ other.each.T)
+        # |a - b| is the number of steps that one of the two has passed and the other has not.
+        passed = one.above.sum(1)[:, None] + other.above.sum(1)[None, :] - 2 * (one.above @ other.above.T)
+        return _Parts(common, factor, passed)
 
-    def _diagonal(self, keys: Keys, priors: _Priors) -> Floats:
-        a = self._at(keys)
-        squares = (a**2).sum(1)
-        linear = _LEVEL**2 + _SCALE**2 * a.sum(1) ** 2
-        return linear + 1.25 * priors.factor**2 * squares + priors.residual**2
+    @staticmethod
+    def _diagonal(coded: _Coded, priors: _Priors) -> Floats:
+        linear = _LEVEL**2 + _SCALE**2 * coded.rises.sum(1) ** 2
+        return linear + 1.25 * priors.factor**2 * (coded.rises**2).sum(1) + priors.residual**2
 
-    def _matrix(self, priors: _Priors) -> Floats:
-        return self._kernel(self.keys, self.keys, priors) + _NOISE**2 * np.eye(len(self.keys))
+    @staticmethod
+    def _noisy(kernel: Floats) -> Floats:
+        return kernel + _NOISE**2 * np.eye(len(kernel))
 
-    def _likelihood(self, priors: _Priors) -> float:
-        factor = np.linalg.cholesky(self._matrix(priors))
+    def _likelihood(self, kernel: Floats) -> float:
+        factor = np.linalg.cholesky(self._noisy(kernel))
         half = np.linalg.solve(factor, self._y - 1.0)
         return float(-0.5 * half @ half - np.log(np.diag(factor)).sum())
 
-    def _solve(self, right: Floats) -> Floats:
-        return np.linalg.solve(self._factor.T, np.linalg.solve(self._factor, right))
+
+@dataclass(frozen=True)
+class _Coded:
+    """Policies as rows: the rises they ask for, the same spread over the candidates, and the steps of bits they are above."""
+
+    rises: Floats
+    each: Floats
+    above: Floats
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Terms of a kernel matrix that do not depend on the priors."""
+
+    common: Floats
+    factor: Floats
+    distance: Floats
+
+    def kernel(self, priors: _Priors) -> Floats:
+        residual = priors.residual**2 * np.exp(-self.distance / priors.length)
+        return self.common + priors.factor**2 * self.factor + residual
+
+
+def _taken(rises: Sequence[Floats], keys: Keys) -> Floats:
+    """[policies, variables]: the rise of each candidate that the policies take."""
+    return np.stack([rise[keys[:, v]] for v, rise in enumerate(rises)], 1)

@@ -22,13 +22,27 @@ def additive(keys: np.ndarray, factors=(1.0, 1.0, 1.0, 1.0, 1.0)) -> np.ndarray:
     return 0.05 + sum(f * r[keys[:, v]] for v, (f, r) in enumerate(zip(factors, RISES, strict=True)))
 
 
+def kernel(model: Surrogate, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """The covariance as the module's formula has it, term by term."""
+    p, rows = model.priors, []
+    for x in one:
+        row = []
+        for y in other:
+            s = [RISES[v][c] / model._weight for v, c in enumerate(x)]
+            t = [RISES[v][c] / model._weight for v, c in enumerate(y)]
+            total = 1.0 + 4.0 * sum(s) * sum(t) + p.factor**2 * sum(a * b for a, b in zip(s, t, strict=True))
+            total += (p.factor / 2) ** 2 * sum(a * b for a, b, c, d in zip(s, t, x, y, strict=True) if c == d)
+            row.append(total + p.residual**2 * np.exp(-np.abs(x - y).sum() / p.length))
+        rows.append(row)
+    return np.array(rows)
+
+
 def dense(model: Surrogate, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and deviation by the formulas with an explicit inverse."""
-    known = model._matrix(model.priors)
-    cross = model._kernel(keys, model.keys, model.priors)
-    inverse = np.linalg.inv(known)
+    inverse = np.linalg.inv(kernel(model, model.keys, model.keys) + 1e-4 * np.eye(len(model.keys)))
+    cross = kernel(model, keys, model.keys)
     mean = 1.0 + cross @ inverse @ (model._y - 1.0)
-    variance = np.diag(model._kernel(keys, keys, model.priors)) - np.einsum("ij,jk,ik->i", cross, inverse, cross)
+    variance = np.diag(kernel(model, keys, keys)) - np.einsum("ij,jk,ik->i", cross, inverse, cross)
     return model.unit * mean, model.unit * np.sqrt(np.maximum(variance, 1e-12))
 
 
