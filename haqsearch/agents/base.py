@@ -47,6 +47,7 @@ class Agent(BaseSampler):
     """
 
     several_objectives = False
+    needs_sensitivity = False  # whether it adds up ``problem.sensitivity``
 
     def __init__(self, problem: Problem, seed: int = 0, max_evaluations: int | None = None) -> None:
         self.problem = problem

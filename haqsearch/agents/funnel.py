@@ -41,6 +41,8 @@ class Funnel(Agent):
     slack   shares of the budget left free by the first proposals, one each
     """
 
+    needs_sensitivity = True
+
     def __init__(
         self,
         problem: Problem,

@@ -18,6 +18,8 @@ class Greedy(Agent):
     spread  > 0, sigma of the log-normal factors, one per variable, that later proposals multiply the table with
     """
 
+    needs_sensitivity = True
+
     def __init__(
         self, problem: Problem, seed: int = 0, max_evaluations: int | None = None, spread: float = 0.3
     ) -> None:

@@ -23,6 +23,8 @@ class ILP(Agent):
     gap   relative gap to the optimum at which the solver may stop; 0: proven optimal
     """
 
+    needs_sensitivity = True
+
     def __init__(self, problem: Problem, seed: int = 0, max_evaluations: int | None = None, gap: float = 0.0) -> None:
         super().__init__(problem, seed, max_evaluations)
         self.gap = gap

@@ -83,6 +83,9 @@ class Run:
         if self._rounds_slowly:
             with self.clock.stage("round_weights"):
                 self._round_weights()
+        if self.assembly.agent.needs_sensitivity:
+            with self.clock.stage("sensitivity"):
+                self._sensitivity()
         with self.clock.stage("search"):
             records, summary = self._search()
         self.say(f"search ended: {summary.why}")
@@ -141,6 +144,14 @@ class Run:
         digest = "-".join([recipe.digest, a.weights_digest, a.device.digest, *(p.digest for p in a.warm_starts)])
         self.study = open_study(where, name, digest, a.problem.directions)
         write_text_atomic(self.folder / RECIPE_FILE, to_toml(recipe))
+
+    def _sensitivity(self) -> None:
+        """What each width of each layer does to the score alone: measured once, kept variable by variable."""
+        a = self.assembly
+        count = sum(len(v.candidates) - 1 for v in a.space.variables) + 1
+        self.say(f"measuring the sensitivity of {len(a.space.variables)} variables: {count} evaluations, once")
+        _ = a.problem.sensitivity
+        self.clock.tick()
 
     def _round_weights(self) -> None:
         """Integer weights of every layer in every format of the search space: made once, before the workers ask for them."""
