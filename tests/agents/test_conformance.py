@@ -24,15 +24,18 @@ class TestUniform(_Registered):
 class TestFunnel(_Registered):
     name = "funnel"
     evaluations = 16
+    evaluations = 16
 
 
 class TestILP(_Registered):
     name = "ilp"
     evaluations = 16
+    evaluations = 16
 
 
 class TestGreedy(_Registered):
     name = "greedy"
+    evaluations = 16
 
 
 class TestTPE(_Registered):

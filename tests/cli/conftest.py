@@ -25,6 +25,7 @@ DIGITS = f"""
 model    = "digits_cnn"
 data     = "digits"
 hardware = "bismo-edge"
+objective = "kl"
 budget   = ["latency_s <= 0.6 * int8", "size_bytes <= 36 kB"]
 agent    = "ddpg"
 weight_bits     = [2, 4, 6, 8]
@@ -67,6 +68,7 @@ model    = "my_net:build"
 weights  = "my.safetensors"
 data     = "my_net:load"
 hardware = "bismo-edge"
+objective = "kl"
 budget   = ["latency_s <= 0.7 * int8"]
 agent    = "tpe"
 weight_bits     = [2, 4, 8]

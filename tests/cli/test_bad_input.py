@@ -86,7 +86,7 @@ RECIPES: dict[str, tuple[Change, list[str]]] = {
     "not TOML": (recipe("model = "), ["my.toml", "not valid TOML", "line 1"]),
     "not a number": (recipe("max_evaluations = 'many'"), ["max_evaluations = 'many'", "integer"]),
     "negative": (recipe("max_evaluations = -3"), ["max_evaluations = -3", "greater than or equal to 1"]),
-    "objective typo": (recipe("objective = 'acuracy'"), ["objective = 'acuracy'", "'accuracy', 'loss' or 'kl'"]),
+    "objective typo": (recipe("objective = 'acuracy'"), ["objective = 'acuracy'", "'accuracy', 'loss', 'kl' or 'logit_mse'"]),
     "wrong unit": (recipe("budget = ['latency_s <= 4 kB']"), ["latency_s <= 4 kB", "unit 'kB'", "'ms'"]),
     "unknown metric": (recipe("budget = ['latncy_s <= 4 ms']"), ["'latncy_s'", "did you mean 'latency_s'"]),
     "no budget": (recipe("budget = []"), ["budget", "at least 1"]),

@@ -20,6 +20,7 @@ model    = "my_net:build"
 weights  = "my.safetensors"
 data     = "my_net:load"
 hardware = "bismo-edge"
+objective = "kl"
 tradeoff = ["latency_s"]
 budget   = []
 agent    = "nsga3"

@@ -58,7 +58,7 @@ def test_a_list_that_makes_no_sense_is_refused_with_the_mend(steps, said, tmp_pa
 
 def test_a_recipe_without_steps_keeps_the_digest_it_had(tmp_path):
     """Runs that began before there were steps go on."""
-    (tmp_path / "r.toml").write_text(RECIPE)
+    (tmp_path / "r.toml").write_text(f'{RECIPE}agent = "ddpg"\nobjective = "kl"\n')  # the defaults of then
     plain = load_recipe(tmp_path / "r.toml")
     assert plain.ptq.pipeline == PTQ_PRESETS["plain"]
     assert plain.digest == "208612c52baa0a4d"
