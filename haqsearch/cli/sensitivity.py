@@ -18,6 +18,10 @@ def command(
     pairs: Annotated[
         int, typer.Option("--pairs", min=0, metavar="N", help="Interactions of the N most sensitive variables too.")
     ] = 0,
+    within: Annotated[
+        bool,
+        typer.Option("--within", help="Weight and activation of every layer together too, at every pair of widths."),
+    ] = False,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Run folder (default: results/NAME).")
     ] = None,
@@ -41,7 +45,7 @@ def command(
     assembly.evaluator.reference("search")
     start = time.perf_counter()
     done = [0]
-    tables = Sensitivities(assembly.evaluator, assembly.space, assembly.out, pairs=pairs)
+    tables = Sensitivities(assembly.evaluator, assembly.space, assembly.out, pairs=pairs, within=within)
     table = tables.table(measure, lambda step, of: done.__setitem__(0, step))
     seconds = time.perf_counter() - start
     if json:

@@ -32,13 +32,15 @@ class Sensitivities:
     samples  of the search split, from its start; None: all
     pairs    of how many of the most sensitive variables the interactions are measured, each pair at their three narrowest
              candidates (as CLADO does for all layers; Deng et al., 2023); 0: none
+    within   whether each layer's weight and activation are measured together too, at every pair of candidates
     """
 
     def __init__(
         self, evaluator: Evaluator, space: SearchSpace, folder: Path | None = None, samples: int | None = None,
-        pairs: int = 0,
+        pairs: int = 0, within: bool = False,
     ) -> None:  # fmt: skip
-        self.evaluator, self.space, self.samples, self.pairs = evaluator, space, samples, pairs
+        self.evaluator, self.space, self.samples = evaluator, space, samples
+        self.pairs, self.within = pairs, within
         self.folder = folder / "sensitivity" if folder else None
         self._digest: str | None = None
 
@@ -71,8 +73,8 @@ class Sensitivities:
         if self.file and self.file.is_file():
             known = json.loads(self.file.read_text(encoding="utf-8"))
         self._measure(list(self._wanted(known)), known, on_step)
-        if self.pairs:
-            self._measure(list(self._wanted_pairs(known)), known, on_step)
+        self._measure(list(self._wanted_within(known)), known, on_step)
+        self._measure(list(self._wanted_pairs(known)), known, on_step)
         return known
 
     def table(self, measure: str = "kl", on_step: Callable[[int, int], None] = lambda done, whole: None) -> Sensitivity:
@@ -133,8 +135,25 @@ class Sensitivities:
                 self.file.parent.mkdir(parents=True, exist_ok=True)
                 write_json_atomic(self.file, known)
 
+    def _wanted_within(self, known: dict[str, dict[str, Any]]) -> Iterator[tuple[str, list[tuple[int, ...]]]]:
+        """Weight and activation of every layer; an activation that several layers share, with each of their weights."""
+        variables = self.space.variables if self.within else ()
+        for i, one in enumerate(variables):
+            for j, other in enumerate(variables):
+                name = f"{variables[min(i, j)].name} {variables[max(i, j)].name}"
+                if (
+                    one.role == "weight"
+                    and other.role == "activation"
+                    and one.layers[0] in other.layers
+                    and name not in known
+                ):
+                    low = [range(len(variables[k].candidates) - 1) for k in (i, j)]
+                    yield name, [self._changed((i, p), (j, q)) for p in low[0] for q in low[1]]
+
     def _wanted_pairs(self, known: dict[str, dict[str, Any]]) -> Iterator[tuple[str, list[tuple[int, ...]]]]:
         """Pairs of the variables that move the logits most at their narrowest."""
+        if not self.pairs:
+            return
         variables = self.space.variables
         rise = self._by_objective("logit_mse", self._formats, known).rise
         free = [i for i, variable in enumerate(variables) if len(variable.candidates) > 1]

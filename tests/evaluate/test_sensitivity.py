@@ -82,6 +82,18 @@ def test_pairs_are_what_the_sum_of_both_lacks(evaluator, space):
     assert table.predict(space, space.policy(key)) == pytest.approx(both)
 
 
+def test_within_layers_a_prediction_is_the_measurement(evaluator, space):
+    table = Sensitivities(evaluator, space, within=True).table("kl")
+    layers = [layer.name for layer in space.model.quantizable]
+    assert len(table.pairs) == len(layers)
+    place = {v.name: i for i, v in enumerate(space.variables)}
+    for (first, second), rises in list(table.pairs.items())[:4]:
+        key = [len(v.candidates) - 1 for v in space.variables]
+        key[place[first]] = key[place[second]] = 0
+        assert table.predict(space, space.policy(key)) == pytest.approx(evaluator.evaluate(space.policy(key)).kl)
+        assert all(rise == 0 for rise in rises[-1]) and all(row[-1] == 0 for row in rises)
+
+
 def test_what_cannot_be_measured_is_said(evaluator, space):
     with pytest.raises(SearchError, match="no sensitivity by 'hope'"):
         Sensitivities(evaluator, space).table("hope")
