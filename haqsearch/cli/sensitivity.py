@@ -46,7 +46,7 @@ def command(
     start = time.perf_counter()
     done = [0]
     tables = Sensitivities(assembly.evaluator, assembly.space, assembly.out, pairs=pairs, within=within)
-    table = tables.table(measure, lambda step, of: done.__setitem__(0, step))
+    table = tables.table(measure, lambda step, of: done.__setitem__(0, done[0] + 1))
     seconds = time.perf_counter() - start
     if json:
         from json import dumps
