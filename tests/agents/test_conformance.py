@@ -24,12 +24,10 @@ class TestUniform(_Registered):
 class TestFunnel(_Registered):
     name = "funnel"
     evaluations = 16
-    evaluations = 16
 
 
 class TestILP(_Registered):
     name = "ilp"
-    evaluations = 16
     evaluations = 16
 
 
