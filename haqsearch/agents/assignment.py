@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -168,7 +169,7 @@ class Assignment:
         for key in cuts:
             program.exclude(key)
         entries, columns, starts, low, high = program.matrix()
-        matrix = csr_array((entries, columns, starts), shape=(len(low), program.count))
+        matrix: Any = csr_array((entries, columns, starts), shape=(len(low), program.count))
         matrix.sum_duplicates()
         spread = float(np.ptp(program.loss)) or 1.0  # HiGHS has absolute tolerances: losses are brought to its scale
         with _silent():
@@ -176,7 +177,7 @@ class Assignment:
                 program.loss / spread * 1e3,
                 integrality=program.whole,
                 bounds=Bounds(0, 1),
-                constraints=LinearConstraint(matrix, low, high),  # type: ignore[arg-type]  # its stubs lack sparse arrays
+                constraints=LinearConstraint(matrix, low, high),
                 options={"mip_rel_gap": gap, "time_limit": seconds},
             )
         if done.x is None and done.status != 2:
