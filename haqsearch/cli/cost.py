@@ -22,7 +22,7 @@ def command(
     """Cost of a policy on a device, in total and by layer, with what bounds each layer and where fewer bits buy nothing."""
     from json import dumps as quoted
 
-    from haqsearch.cli.assemble import check_policy_widths, load_policy
+    from haqsearch.cli.policies import check_policy_widths, load_policy
     from hwmodels.savings import idle
 
     overrides = [*(set_ or []), *([f"hardware={quoted(hardware)}"] if hardware else [])]

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import haqsearch
-from haqsearch.cli.assemble import RECIPE_FILE, Assembly, data_roots
+from haqsearch.cli.assemble import Assembly
 from haqsearch.cli.finish import Candidate
+from haqsearch.cli.names import RECIPE_FILE, data_roots
 from haqsearch.cli.outcome import policy_json
 from haqsearch.config import load_recipe
 from haqsearch.errors import HaqError, SearchError

@@ -24,7 +24,7 @@ def command(
     """Score a policy, without training, on the report split: the integer program, not a simulation."""
     import time
 
-    from haqsearch.cli.assemble import check_policy_widths, load_policy
+    from haqsearch.cli.policies import check_policy_widths, load_policy
 
     assembly = assemble(recipe, set_, data_root, results_folder(recipe))
     chosen = load_policy(policy, assembly, lambda note: typer.echo(note, err=True))

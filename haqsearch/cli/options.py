@@ -7,7 +7,8 @@ from typing import Annotated, Optional
 
 import typer
 
-from haqsearch.cli.assemble import Assembly, data_roots
+from haqsearch.cli.assemble import Assembly
+from haqsearch.cli.names import data_roots
 from haqsearch.config import load_recipe
 
 RecipePath = Annotated[

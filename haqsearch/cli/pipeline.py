@@ -12,10 +12,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from haqsearch.cli.assemble import RECIPE_FILE, Assembly
+from haqsearch.cli.assemble import Assembly
 from haqsearch.cli.deliver import write_program
 from haqsearch.cli.finish import Candidate, Finisher
+from haqsearch.cli.names import RECIPE_FILE
 from haqsearch.cli.outcome import environment, provenance, summarize, summarize_uniform
+from haqsearch.cli.policies import about_warm_starts
 from haqsearch.config import AFTERTHOUGHTS, flat, load_recipe, to_toml
 from haqsearch.errors import SearchError
 from haqsearch.files import write_json_atomic, write_text_atomic
@@ -82,7 +84,7 @@ class Run:
             self._prepare()
         if self._rounds_slowly:
             with self.clock.stage("round_weights"):
-                self._round_weights()
+                self.assembly.round_weights(self.say)
         if self.assembly.agent.needs_sensitivity:
             with self.clock.stage("sensitivity"):
                 self._sensitivity()
@@ -137,7 +139,7 @@ class Run:
         for sentence in a.space.removed:
             self.say(f"  removed from the search space: {sentence}")
         a.check_prepared()
-        for sentence in a.of_warm_starts():
+        for sentence in about_warm_starts(a):
             self.say(sentence)
         # In a database studies are told apart by their folders' names; a folder holds one, and may be renamed.
         where, name = (recipe.storage, self.folder.name) if recipe.storage else (self.folder, "search")
@@ -152,15 +154,6 @@ class Run:
         self.say(f"measuring the sensitivity of {len(a.space.variables)} variables: {count} evaluations, once")
         _ = a.problem.sensitivity
         self.clock.tick()
-
-    def _round_weights(self) -> None:
-        """Integer weights of every layer in every format of the search space: made once, before the workers ask for them."""
-        from haqsearch.evaluate import WeightBank
-
-        bank = self.assembly.prepared.weight
-        if isinstance(bank, WeightBank):
-            variables = [v for v in self.assembly.space.variables if v.role == "weight"]
-            bank.prepare(((v.layers[0], format) for v in variables for format in v.candidates), self.say)
 
     def _search(self) -> tuple[list[Record], Summary]:
         from haqsearch.search.loop import run_search

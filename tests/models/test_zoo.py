@@ -104,7 +104,7 @@ def test_a_same_convolution_sees_zeros_around_the_image(size, kernel, stride, se
 
 
 def public(model: str, weights: str, data: str, roots: list[Path]) -> tuple[torch.nn.Module, DataSet]:
-    from haqsearch.cli.assemble import load_weights
+    from haqsearch.cli.float_network import load_weights
     from haqsearch.errors import DataError
 
     try:

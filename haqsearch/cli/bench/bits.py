@@ -156,7 +156,7 @@ class Contest:
 
     def _others(self, a: Assembly, elsewhere: Sequence[Path]) -> Iterator[tuple[str, Policy, float | None]]:
         """Name, policy, and the report accuracy in the tool it is from: of the widest by each rule, and those from files."""
-        from haqsearch.cli.assemble import load_policy
+        from haqsearch.cli.policies import load_policy
 
         for name, family in (("the same bits everywhere", _uniform), ("more bits in early layers", _early)):
             inside = (p for p in family(a.space) if all(limit.met(a.meter.costs(p)) for limit in a.limits))

@@ -49,11 +49,11 @@ def command(
     data_root: DataRoot = None,
 ) -> None:
     """The least of a metric on each device at one level of the objective; every policy on every device. A killed one goes on."""
-    from haqsearch.cli.assemble import load_policy
     from haqsearch.cli.bench.cells import Entrant
     from haqsearch.cli.bench.search import WORK, about, say, single_thread
     from haqsearch.cli.bench.search_page import device_table, write_page
     from haqsearch.cli.bench.stages import make_stages
+    from haqsearch.cli.policies import load_policy
     from haqsearch.cli.results import write_between
     from haqsearch.files import write_json_atomic
 

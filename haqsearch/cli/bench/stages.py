@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from haqsearch.cli.assemble import Assembly, data_roots
+from haqsearch.cli.assemble import Assembly
+from haqsearch.cli.names import data_roots
 from haqsearch.config import Recipe, load_recipe
 from haqsearch.errors import HaqError
 from haqsearch.spec import Evaluation, Policy

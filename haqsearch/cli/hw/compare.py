@@ -33,7 +33,7 @@ def command(
     json: AsJson = False,
 ) -> None:
     """What each policy costs on each device: a policy found for one is rarely the best on another."""
-    from haqsearch.cli.assemble import load_policy
+    from haqsearch.cli.policies import load_policy
     from haqsearch.errors import RecipeError
     from haqsearch.spec import METRICS
     from hwmodels import Meter, list_profiles
