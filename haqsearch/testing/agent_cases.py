@@ -6,8 +6,7 @@
         def build(self, problem, seed):
             return MyAgent(problem, seed)
 
-The problem searched is small and real: a network of shapes with a pinned first and last layer and a shared activation,
-priced in bytes and bit operations, whose loss adds up over the layers. An agent that can trade the objective off against
+The problem searched is ``toy_problem`` of ``haqsearch.testing.toy``. An agent that can trade the objective off against
 metrics passes ``TradeoffCases`` as well.
 """
 
@@ -17,12 +16,11 @@ import itertools
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from math import ceil, inf, isfinite, nan
+from dataclasses import replace
+from math import inf, isfinite, nan
 from typing import Any
 
 import numpy as np
-import optuna
 from optuna.study import Study
 from optuna.trial import TrialState
 
@@ -31,120 +29,10 @@ from haqsearch.errors import SearchError
 from haqsearch.search.loop import Summary, run_search
 from haqsearch.search.pool import SerialPool
 from haqsearch.search.records import Record, best_of, pareto, read_records
-from haqsearch.spec import OBJECTIVES, Choice, Evaluation, LayerSpec, Limit, ModelSpec, Policy, SearchSpace, Sensitivity
+from haqsearch.spec import Evaluation, Policy
+from haqsearch.testing.toy import AdditiveLoss, ShapeCosts, new_study, toy_model, toy_problem
 
-
-@dataclass(frozen=True)
-class ShapeCosts:
-    """Bytes of packed weights and bit operations, from shapes alone: additive, and never less for more bits."""
-
-    model: ModelSpec
-    metrics: tuple[str, ...] = ("size_bytes", "bops")
-
-    @property
-    def additive(self) -> tuple[str, ...]:
-        return self.metrics
-
-    def layer_values(self, layer: str, choice: Choice) -> dict[str, float]:
-        shape = self.model[layer]
-        size = ceil(shape.weight_count * choice.weight.bits / 8)
-        return {"size_bytes": float(size), "bops": shape.macs * choice.weight.bits * choice.activation.bits}
-
-    def costs(self, policy: Policy) -> dict[str, float]:
-        layers = [self.layer_values(layer.name, policy[layer.name]) for layer in self.model]
-        return {metric: sum(values[metric] for values in layers) for metric in self.metrics}
-
-
-@dataclass(frozen=True)
-class AdditiveLoss:
-    """An evaluator: every layer adds sensitivity times noise power, 4^-bits as of a uniform quantizer.
-
-    Sensitivities are log-normal, drawn once per ``seed``; accuracy falls linearly with the loss.
-    """
-
-    model: ModelSpec
-    seed: int = 0
-
-    def __call__(self, policy: Policy) -> Evaluation:
-        draws = np.random.default_rng(self.seed).lognormal(0.0, 1.5, size=(len(self.model), 2))
-        loss = 0.01 + sum(
-            weight * 4.0 ** -policy[layer.name].weight.bits + activation * 4.0 ** -policy[layer.name].activation.bits
-            for layer, (weight, activation) in zip(self.model, draws.tolist(), strict=True)
-        )
-        return Evaluation(
-            accuracy=max(0.0, 0.95 - loss / 10), loss=loss, kl=loss, samples=100, seconds=0.001, logit_mse=loss
-        )
-
-
-def toy_model(layers: int) -> ModelSpec:
-    """A chain of ``layers`` >= 4: convolutions, one of them depthwise, two reading one tensor, and a classifier."""
-    specs = []
-    for i in range(layers - 1):
-        width, depthwise = 8 * (1 + i // 3), i == 2
-        specs.append(
-            LayerSpec(
-                name=f"block.{i}",
-                op="depthwise_conv2d" if depthwise else "conv2d",
-                in_shape=(width, 8, 8),
-                weight_shape=(width, 1 if depthwise else width, 3, 3),
-                out_shape=(width, 8, 8),
-                macs=64 * 9 * width * (1 if depthwise else width),
-                groups=width if depthwise else 1,
-                kernel=(3, 3),
-                activation_tie="shared" if i in (1, 2) else "",
-            )
-        )
-    return ModelSpec("toy", (*specs, LayerSpec("head", "linear", (64,), (10, 64), (10,), macs=640)))
-
-
-def toy_problem(
-    layers: int = 6,
-    bits: Sequence[int] = (2, 3, 4, 6, 8),
-    share: float = 0.55,
-    objective: str = "loss",
-    tradeoff: Sequence[str] = (),
-) -> Problem:
-    """First and last layer pinned at 8/8, the others free in ``bits``; both costs at most ``share`` of all 8/8's.
-
-    ``tradeoff``: of size_bytes and bops those to be made small together with the objective.
-    """
-    model = toy_model(layers)
-    eight = Choice.parse("w8a8")
-    fixed = {"block.0": eight, "head": eight}
-    costing = ShapeCosts(model)
-    full = costing.costs(Policy.uniform(model, eight))
-    limits = tuple(Limit(name, share * full[name], f"{name} <= {share} * int8") for name in costing.metrics)
-    space = SearchSpace.build(model, bits, bits, fixed)
-    return Problem(
-        space,
-        costing,
-        limits,
-        OBJECTIVES[objective],
-        tradeoff=tuple(tradeoff),
-        measure=lambda: sensitivity_of(space, AdditiveLoss(model)),
-    )
-
-
-def sensitivity_of(space: SearchSpace, evaluate: Callable[[Policy], Evaluation]) -> Sensitivity:
-    """What every candidate alone adds to the loss of the widest policy."""
-    widest = [len(variable.candidates) - 1 for variable in space.variables]
-
-    def loss(indices: Sequence[int]) -> float:
-        return evaluate(space.policy(indices)).loss or 0.0
-
-    base = loss(widest)
-    rise, formats = {}, {}
-    for place, variable in enumerate(space.variables):
-        alone = ([*widest[:place], index, *widest[place + 1 :]] for index in range(len(variable.candidates)))
-        rise[variable.name] = tuple(loss(indices) - base for indices in alone)
-        formats[variable.name] = tuple(map(str, variable.candidates))
-    return Sensitivity("loss", base, rise, formats)
-
-
-def new_study(problem: Problem | None = None) -> Study:
-    """An empty study in memory; of ``problem``'s directions, if that is a trade-off."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return optuna.create_study(directions=problem.directions if problem else ("maximize",))
+__all__ = ["AgentCases", "TradeoffCases", "AdditiveLoss", "ShapeCosts", "new_study", "toy_model", "toy_problem"]
 
 
 class _ThreeAtATime(SerialPool):

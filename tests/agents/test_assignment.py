@@ -11,7 +11,7 @@ from haqsearch.agents import Problem
 from haqsearch.agents.assignment import Assignment
 from haqsearch.errors import BudgetError
 from haqsearch.spec import OBJECTIVES, Choice, Limit, Policy, SearchSpace
-from haqsearch.testing.agent_cases import ShapeCosts, toy_model, toy_problem
+from haqsearch.testing.toy import ShapeCosts, toy_model, toy_problem
 
 MODEL = toy_model(4)  # blocks 1 and 2 share one activation
 SPACE = SearchSpace.build(MODEL, (2, 4, 8), (2, 4, 8), {"head": Choice.parse("w8a8")})
@@ -130,7 +130,7 @@ def test_the_ilp_agent_finds_the_optimum_first_and_the_second_next():
     from haqsearch.search.loop import run_search
     from haqsearch.search.pool import SerialPool
     from haqsearch.search.records import read_records
-    from haqsearch.testing.agent_cases import AdditiveLoss, new_study
+    from haqsearch.testing.toy import AdditiveLoss, new_study
 
     toy = toy_problem(layers=5, bits=(2, 4, 8))
     evaluate, study = AdditiveLoss(toy.space.model), new_study(toy)

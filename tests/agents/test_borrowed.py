@@ -13,7 +13,7 @@ from haqsearch.agents.nsga2 import NSGA2
 from haqsearch.search.loop import run_search
 from haqsearch.search.pool import SerialPool
 from haqsearch.spec import OBJECTIVES
-from haqsearch.testing.agent_cases import AdditiveLoss, new_study, toy_problem
+from haqsearch.testing.toy import AdditiveLoss, new_study, toy_problem
 
 PROBLEM = toy_problem(share=0.4)  # so tight that nearly every wish is cut
 

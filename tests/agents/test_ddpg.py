@@ -14,7 +14,7 @@ from haqsearch.agents.td3 import TwinLearner
 from haqsearch.search.loop import run_search
 from haqsearch.search.pool import SerialPool
 from haqsearch.spec import Choice
-from haqsearch.testing.agent_cases import AdditiveLoss, new_study, toy_problem
+from haqsearch.testing.toy import AdditiveLoss, new_study, toy_problem
 
 
 @pytest.fixture(scope="module")

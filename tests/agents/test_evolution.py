@@ -14,7 +14,7 @@ from haqsearch.agents.evolution import Evolution, to_the_edge
 from haqsearch.search.loop import run_search
 from haqsearch.search.pool import SerialPool
 from haqsearch.spec import Limit
-from haqsearch.testing.agent_cases import AdditiveLoss, new_study, toy_problem
+from haqsearch.testing.toy import AdditiveLoss, new_study, toy_problem
 
 PROBLEM = toy_problem()
 HIGHEST = [len(variable.candidates) - 1 for variable in PROBLEM.free]

@@ -26,7 +26,7 @@ from haqsearch.search.loop import run_search
 from haqsearch.search.pool import SerialPool
 from haqsearch.search.records import read_records
 from haqsearch.spec import Choice, LayerSpec, ModelSpec, Policy, SearchSpace
-from haqsearch.testing.agent_cases import AdditiveLoss, new_study, toy_problem
+from haqsearch.testing.toy import AdditiveLoss, new_study, toy_problem
 from hwmodels import Meter, load
 
 ROOT = Path(__file__).parents[2]

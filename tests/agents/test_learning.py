@@ -8,7 +8,7 @@ from haqsearch.agents import build_agent
 from haqsearch.search.loop import run_search
 from haqsearch.search.pool import SerialPool
 from haqsearch.search.records import read_records
-from haqsearch.testing.agent_cases import AdditiveLoss, new_study, toy_problem
+from haqsearch.testing.toy import AdditiveLoss, new_study, toy_problem
 
 WINDOW = 15
 

@@ -13,7 +13,7 @@ from haqsearch.search.loop import run_search
 from haqsearch.search.pool import SerialPool
 from haqsearch.search.records import read_records
 from haqsearch.spec import Choice, Policy
-from haqsearch.testing.agent_cases import AdditiveLoss, new_study, toy_problem
+from haqsearch.testing.toy import AdditiveLoss, new_study, toy_problem
 
 PROBLEM = toy_problem()
 MODEL = PROBLEM.space.model

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from haqsearch.agents import Problem
 from haqsearch.errors import BudgetError, PolicyError
 from haqsearch.spec import Choice, Limit, Policy, SearchSpace
-from haqsearch.testing.agent_cases import ShapeCosts, toy_model, toy_problem
+from haqsearch.testing.toy import ShapeCosts, toy_model, toy_problem
 
 PROBLEM = toy_problem()
 params = st.fixed_dictionaries({v.name: st.integers(0, len(v.candidates) - 1) for v in PROBLEM.free})

@@ -8,7 +8,7 @@ import pytest
 from haqsearch.agents import build_agent
 from haqsearch.search.loop import run_search
 from haqsearch.search.pool import SerialPool
-from haqsearch.testing.agent_cases import AdditiveLoss, new_study, toy_problem
+from haqsearch.testing.toy import AdditiveLoss, new_study, toy_problem
 
 
 def mean_log_loss(name: str, layers: int, evaluations: int, seeds: range) -> float:

@@ -8,7 +8,7 @@ import pytest
 from haqsearch.agents import AGENTS, build_agent
 from haqsearch.agents.random import Random
 from haqsearch.errors import RecipeError
-from haqsearch.testing.agent_cases import toy_problem
+from haqsearch.testing.toy import toy_problem
 
 PROBLEM = toy_problem()
 
@@ -60,7 +60,7 @@ def test_only_learners_load_torch():
     code = (
         "import sys\n"
         "from haqsearch.agents import build_agent\n"
-        "from haqsearch.testing.agent_cases import toy_problem\n"
+        "from haqsearch.testing.toy import toy_problem\n"
         "build_agent('tpe', toy_problem(), 0)\n"
         "sys.exit('torch was loaded' if 'torch' in sys.modules else 0)"
     )

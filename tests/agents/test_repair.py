@@ -13,7 +13,7 @@ from haqsearch.agents import Problem
 from haqsearch.agents.repair import descend, repair, sweep, take_free_bits
 from haqsearch.errors import BudgetError
 from haqsearch.spec import OBJECTIVES, Limit, Policy, SearchSpace
-from haqsearch.testing.agent_cases import ShapeCosts, toy_model, toy_problem
+from haqsearch.testing.toy import ShapeCosts, toy_model, toy_problem
 
 SPACE = SearchSpace.build(toy_model(6), (2, 3, 4, 6, 8), (2, 3, 4, 6, 8))
 SIZES = [len(variable.candidates) for variable in SPACE.variables]

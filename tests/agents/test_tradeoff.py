@@ -13,7 +13,8 @@ from haqsearch.search.pool import SerialPool
 from haqsearch.search.records import read_records
 from haqsearch.search.volume import FrontVolume
 from haqsearch.spec import Choice, Policy, dominates
-from haqsearch.testing.agent_cases import AdditiveLoss, TradeoffCases, new_study, toy_problem
+from haqsearch.testing.agent_cases import TradeoffCases
+from haqsearch.testing.toy import AdditiveLoss, new_study, toy_problem
 
 PROBLEM = toy_problem(tradeoff=("bops",))
 GOOD = AdditiveLoss(PROBLEM.space.model)

@@ -113,7 +113,7 @@ def test_bench_learning_is_the_mean_of_what_was_proposed(call, tmp_path):
     from haqsearch.search.pool import SerialPool
     from haqsearch.search.records import read_records
     from haqsearch.search.storage import open_study
-    from haqsearch.testing.agent_cases import AdditiveLoss, toy_problem
+    from haqsearch.testing.toy import AdditiveLoss, toy_problem
 
     problem, kept = toy_problem(), {}
     for seed in range(2):

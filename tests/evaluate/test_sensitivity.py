@@ -10,7 +10,7 @@ from haqsearch.errors import SearchError
 from haqsearch.evaluate import Evaluator
 from haqsearch.evaluate.sensitivity import MEASURES, Sensitivities
 from haqsearch.spec import SearchSpace
-from haqsearch.testing.agent_cases import ShapeCosts
+from haqsearch.testing.toy import ShapeCosts
 
 
 @pytest.fixture(scope="module")

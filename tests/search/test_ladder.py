@@ -20,7 +20,7 @@ from haqsearch.search.loop import run_search
 from haqsearch.search.pool import SerialPool
 from haqsearch.search.records import read_records
 from haqsearch.spec import Evaluation, Policy
-from haqsearch.testing.agent_cases import AdditiveLoss, new_study, toy_problem
+from haqsearch.testing.toy import AdditiveLoss, new_study, toy_problem
 
 PROBLEM = toy_problem()
 GOOD = AdditiveLoss(PROBLEM.space.model)

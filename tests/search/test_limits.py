@@ -13,7 +13,7 @@ from haqsearch.search.loop import run_search
 from haqsearch.search.pool import SerialPool
 from haqsearch.search.records import best_of, read_records, write_best
 from haqsearch.spec import Policy
-from haqsearch.testing.agent_cases import AdditiveLoss, new_study, toy_problem
+from haqsearch.testing.toy import AdditiveLoss, new_study, toy_problem
 
 PROBLEM = toy_problem()
 GOOD = AdditiveLoss(PROBLEM.space.model)

@@ -14,7 +14,7 @@ from haqsearch.search.pool import SerialPool
 from haqsearch.search.records import read_records
 from haqsearch.search.storage import open_study
 from haqsearch.spec import Choice, Evaluation, Policy, SearchSpace
-from haqsearch.testing.agent_cases import AdditiveLoss, new_study, toy_problem
+from haqsearch.testing.toy import AdditiveLoss, new_study, toy_problem
 
 PROBLEM = toy_problem()
 GOOD = AdditiveLoss(PROBLEM.space.model)

@@ -13,7 +13,7 @@ from haqsearch.search.loop import run_search
 from haqsearch.search.pool import SerialPool
 from haqsearch.search.ray_pool import RayPool, _start_ray
 from haqsearch.search.records import read_records
-from haqsearch.testing.agent_cases import AdditiveLoss, new_study, toy_problem
+from haqsearch.testing.toy import AdditiveLoss, new_study, toy_problem
 
 from .test_ladder import Workers
 from .workers import LADDER, in_parts

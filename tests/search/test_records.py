@@ -25,7 +25,7 @@ from haqsearch.search.records import (
     write_trials,
 )
 from haqsearch.spec import OBJECTIVES, Choice, Evaluation, Policy, dominates
-from haqsearch.testing.agent_cases import AdditiveLoss, new_study, toy_problem
+from haqsearch.testing.toy import AdditiveLoss, new_study, toy_problem
 
 PROBLEM = toy_problem()
 

@@ -9,7 +9,7 @@ from haqsearch.search.loop import run_search
 from haqsearch.search.pool import SerialPool
 from haqsearch.search.records import read_records
 from haqsearch.search.storage import JOURNAL, exclusive, load_study, open_study
-from haqsearch.testing.agent_cases import AdditiveLoss, toy_problem
+from haqsearch.testing.toy import AdditiveLoss, toy_problem
 
 PROBLEM = toy_problem()
 

@@ -15,7 +15,7 @@ from haqsearch.search.pool import SerialPool
 from haqsearch.search.records import pareto, read_records
 from haqsearch.search.storage import open_study
 from haqsearch.spec import Evaluation, Policy, dominates
-from haqsearch.testing.agent_cases import AdditiveLoss, new_study, toy_problem
+from haqsearch.testing.toy import AdditiveLoss, new_study, toy_problem
 
 PROBLEM = replace(toy_problem(tradeoff=("bops",)), limits=())
 GOOD = AdditiveLoss(PROBLEM.space.model)

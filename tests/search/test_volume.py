@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from haqsearch.search.records import Record, pareto
 from haqsearch.search.volume import FrontVolume
 from haqsearch.spec import OBJECTIVES, Choice, Evaluation, Policy
-from haqsearch.testing.agent_cases import toy_problem
+from haqsearch.testing.toy import toy_problem
 
 POLICY = Policy({"a": Choice.parse("w4a4")})
 LOSS = OBJECTIVES["loss"]

@@ -19,7 +19,7 @@ from haqsearch.search.pool import Part, SerialPool
 from haqsearch.search.records import best_of, read_records, write_best
 from haqsearch.search.storage import exclusive, open_study
 from haqsearch.spec import Evaluation, Policy
-from haqsearch.testing.agent_cases import AdditiveLoss, toy_model, toy_problem
+from haqsearch.testing.toy import AdditiveLoss, toy_model, toy_problem
 
 SAMPLES = 40
 LADDER = Ladder((10,), trial_run=5)

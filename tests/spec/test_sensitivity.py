@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from haqsearch.errors import PolicyError
 from haqsearch.spec import SearchSpace, Sensitivity
 from haqsearch.spec.sensitivity import monotone
-from haqsearch.testing.agent_cases import toy_model
+from haqsearch.testing.toy import toy_model
 
 SPACE = SearchSpace.build(toy_model(5), (2, 4, 8), (2, 4, 8))
 numbers = st.floats(-10, 10)
