@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable
+from dataclasses import dataclass
 from time import process_time
 from typing import Any
 
@@ -25,6 +26,7 @@ class SpaceExhausted(SearchError):
     """Every policy that the agent could propose has been: the natural end of a search in a small space."""
 
 
+@dataclass(eq=False, repr=False)
 class Agent(BaseSampler):
     """Proposes policies. Write one by subclassing and implementing ``propose``; nothing else is needed.
 
@@ -42,17 +44,18 @@ class Agent(BaseSampler):
     seed             >= 0; the same seed, study and worker count give the same search
     max_evaluations  how long the search will be, for agents with a schedule; None: unknown
 
+    Options of an agent's own are further fields of a dataclass, or arguments of its ``__init__``.
+
     An agent that can trade the objective off against metrics (``problem.tradeoff``) says so: ``several_objectives``. Its
     trials then have a list of ``values``, the score on its even scale first (``problem.values``), and no ``value``.
     """
 
+    problem: Problem
+    seed: int = 0
+    max_evaluations: int | None = None
+
     several_objectives = False
     needs_sensitivity = False  # whether it adds up ``problem.sensitivity``
-
-    def __init__(self, problem: Problem, seed: int = 0, max_evaluations: int | None = None) -> None:
-        self.problem = problem
-        self.seed = seed
-        self.max_evaluations = max_evaluations
 
     @abstractmethod
     def propose(self, study: Study, trial: FrozenTrial) -> Policy:
@@ -66,6 +69,10 @@ class Agent(BaseSampler):
     def rng(self, trial: FrozenTrial) -> np.random.Generator:
         """The randomness of one trial: it depends on the seed and the trial's number alone."""
         return np.random.default_rng([self.seed, trial.number])
+
+    def drawn(self, rng: np.random.Generator) -> Policy:
+        """Every candidate of every variable with equal chance."""
+        return self.problem.policy_of({v.name: rng.integers(len(v.candidates)) for v in self.problem.free})
 
     @staticmethod
     def completed(study: Study) -> list[FrozenTrial]:

@@ -12,6 +12,8 @@ exchange of bits between layers on the budget's edge, where the best policies ar
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from optuna.study import Study
 from optuna.trial import FrozenTrial
@@ -23,6 +25,7 @@ from haqsearch.spec import Policy
 LITTER = 20  # children of which the first is proposed that is new
 
 
+@dataclass(eq=False, repr=False)
 class Evolution(Agent):
     """Tournament selection, uniform crossover, exchanges of bits.
 
@@ -33,24 +36,14 @@ class Evolution(Agent):
     startup     >= 1, random policies on the budget's edge before there are parents
     """
 
-    def __init__(
-        self,
-        problem: Problem,
-        seed: int = 0,
-        max_evaluations: int | None = None,
-        population: int = 10,
-        tournament: int = 4,
-        crossover: float = 0.5,
-        moves: float = 1.0,
-        startup: int = 10,
-    ) -> None:
-        super().__init__(problem, seed, max_evaluations)
-        self.population = population
-        self.tournament = tournament
-        self.crossover = crossover
-        self.moves = moves
-        self.startup = startup
-        self._highest = np.array([len(variable.candidates) - 1 for variable in problem.free])
+    population: int = 10
+    tournament: int = 4
+    crossover: float = 0.5
+    moves: float = 1.0
+    startup: int = 10
+
+    def __post_init__(self) -> None:
+        self._highest = np.array([len(variable.candidates) - 1 for variable in self.problem.free])
 
     def propose(self, study: Study, trial: FrozenTrial) -> Policy:
         rng = self.rng(trial)

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,7 @@ from optuna.trial import FrozenTrial
 from haqsearch.agents.assignment import Assignment
 from haqsearch.agents.base import Agent
 from haqsearch.agents.ilp import pairs_of
-from haqsearch.agents.problem import Key, Problem
+from haqsearch.agents.problem import Key
 from haqsearch.agents.surrogate import Surrogate
 from haqsearch.errors import BudgetError
 from haqsearch.spec import Policy
@@ -35,6 +36,7 @@ _PARENTS = 8  # policies whose neighbours they are
 _TRUST, _FAR = 2.0, 4.0
 
 
+@dataclass(eq=False, repr=False)
 class Funnel(Agent):
     """Limits on metrics that are sums over the layers are kept by the exact solver; the others by repair.
 
@@ -43,17 +45,11 @@ class Funnel(Agent):
 
     needs_sensitivity = True
 
-    def __init__(
-        self,
-        problem: Problem,
-        seed: int = 0,
-        max_evaluations: int | None = None,
-        slack: tuple[float, ...] = (0.0, 0.02, 0.05),
-    ) -> None:
-        super().__init__(problem, seed, max_evaluations)
-        self.slack = slack
-        additive = [limit for limit in problem.limits if limit.metric in problem.costing.additive]
-        self._assignment = Assignment(problem, additive)
+    slack: tuple[float, ...] = (0.0, 0.02, 0.05)
+
+    def __post_init__(self) -> None:
+        additive = [limit for limit in self.problem.limits if limit.metric in self.problem.costing.additive]
+        self._assignment = Assignment(self.problem, additive)
 
     def propose(self, study: Study, trial: FrozenTrial) -> Policy:
         problem = self.problem

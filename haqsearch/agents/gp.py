@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
@@ -12,11 +13,11 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from haqsearch.agents.base import Agent
-from haqsearch.agents.problem import Problem
 from haqsearch.agents.threads import one_thread
 from haqsearch.spec import Policy
 
 
+@dataclass(eq=False, repr=False)
 class GP(Agent):
     """Every proposal is where the process, fitted anew, expects the largest improvement beyond what is running already.
 
@@ -28,23 +29,14 @@ class GP(Agent):
              thread a proposal takes 0.6 s after 100 trials, 1.6 s after 300.
     """
 
-    def __init__(
-        self,
-        problem: Problem,
-        seed: int = 0,
-        max_evaluations: int | None = None,
-        startup: int = 10,
-        memory: int = 300,
-    ) -> None:
-        super().__init__(problem, seed, max_evaluations)
-        self.startup = startup
-        self.memory = memory
+    startup: int = 10
+    memory: int = 300
 
     def propose(self, study: Study, trial: FrozenTrial) -> Policy:
         rng = self.rng(trial)
         completed = self._remembered(self.completed(study))
         if len(completed) < self.startup or not self.problem.free:
-            return self.problem.policy_of({v.name: rng.integers(len(v.candidates)) for v in self.problem.free})
+            return self.drawn(rng)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             # A new sampler per trial: its random state is then the trial's, and a resumed search proposes the same.

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 from haqsearch.agents.base import Agent
-from haqsearch.agents.problem import Problem
 from haqsearch.agents.repair import descend
 from haqsearch.spec import Policy
 
 
+@dataclass(eq=False, repr=False)
 class Greedy(Agent):
     """Greedy descent on the sensitivity table (as AIMET's automatic mixed precision), once as it is, then with the table shaken.
 
@@ -20,11 +22,7 @@ class Greedy(Agent):
 
     needs_sensitivity = True
 
-    def __init__(
-        self, problem: Problem, seed: int = 0, max_evaluations: int | None = None, spread: float = 0.3
-    ) -> None:
-        super().__init__(problem, seed, max_evaluations)
-        self.spread = spread
+    spread: float = 0.3
 
     def propose(self, study: Study, trial: FrozenTrial) -> Policy:
         problem = self.problem

@@ -6,6 +6,8 @@ budget at once, ties, and measured pairs (CLADO; Deng et al., 2023) as linearise
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from optuna.study import Study
 from optuna.trial import FrozenTrial
@@ -17,6 +19,7 @@ from haqsearch.errors import BudgetError
 from haqsearch.spec import Policy
 
 
+@dataclass(eq=False, repr=False)
 class ILP(Agent):
     """Raises BudgetError where a limited metric is not a sum over the layers.
 
@@ -25,10 +28,10 @@ class ILP(Agent):
 
     needs_sensitivity = True
 
-    def __init__(self, problem: Problem, seed: int = 0, max_evaluations: int | None = None, gap: float = 0.0) -> None:
-        super().__init__(problem, seed, max_evaluations)
-        self.gap = gap
-        self._assignment = Assignment(problem)
+    gap: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._assignment = Assignment(self.problem)
 
     def propose(self, study: Study, trial: FrozenTrial) -> Policy:
         problem = self.problem

@@ -11,4 +11,4 @@ class NSGA2(NSGA3):
     """As ``NSGA3``, but of the last front that survives the least crowded do. With one objective: the best do."""
 
     def _sampler(self, seed: int) -> NSGAIISampler:
-        return NSGAIISampler(population_size=self.population, swapping_prob=self.swap, seed=seed)
+        return NSGAIISampler(population_size=self._size, swapping_prob=self.swap, seed=seed)

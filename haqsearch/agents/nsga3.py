@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,10 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 from haqsearch.agents.base import Agent
-from haqsearch.agents.problem import Problem
 from haqsearch.spec import Policy
 
 
+@dataclass(eq=False, repr=False)
 class NSGA3(Agent):
     """Generations of policies: the best fronts survive, of the last one those in the emptiest directions; they cross and mutate.
 
@@ -25,20 +26,14 @@ class NSGA3(Agent):
     swap        chance in [0, 1] that a child of two takes a variable from the second
     """
 
+    population: int | None = None
+    swap: float = 0.5
+
     several_objectives = True
 
-    def __init__(
-        self,
-        problem: Problem,
-        seed: int = 0,
-        max_evaluations: int | None = None,
-        population: int | None = None,
-        swap: float = 0.5,
-    ) -> None:
-        super().__init__(problem, seed, max_evaluations)
-        generations = 5 if problem.tradeoff else 12  # a front has to be spread; one best policy needs descendants
-        self.population = population or min(max((max_evaluations or 250) // generations, 8), 50)
-        self.swap = swap
+    def __post_init__(self) -> None:
+        generations = 5 if self.problem.tradeoff else 12  # a front has to be spread; one best policy needs descendants
+        self._size = self.population or min(max((self.max_evaluations or 250) // generations, 8), 50)
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -57,10 +52,10 @@ class NSGA3(Agent):
             drawn = np.random.default_rng([self.seed, generation, 3]).integers(2**31)
             self._sampler(int(drawn)).get_parent_population(study, generation)
         params = sampler.sample_relative(study, trial, self.problem.distributions)
-        random = {v.name: int(rng.integers(len(v.candidates))) for v in self.problem.free}
+        random = self.problem.params_of(self.drawn(rng))
         return self.problem.policy_of(random | params)  # what mutates is missing in params, as is all in the beginning
 
     def _sampler(self, seed: int) -> BaseGASampler:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
-            return NSGAIIISampler(population_size=self.population, swapping_prob=self.swap, seed=seed)
+            return NSGAIIISampler(population_size=self._size, swapping_prob=self.swap, seed=seed)

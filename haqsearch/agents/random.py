@@ -15,5 +15,4 @@ class Random(Agent):
     several_objectives = True
 
     def propose(self, study: Study, trial: FrozenTrial) -> Policy:
-        rng = self.rng(trial)
-        return self.problem.policy_of({v.name: rng.integers(len(v.candidates)) for v in self.problem.free})
+        return self.drawn(self.rng(trial))

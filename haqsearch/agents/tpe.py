@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from optuna.samplers import TPESampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 from haqsearch.agents.base import Agent
-from haqsearch.agents.problem import Problem
 from haqsearch.spec import Policy
 
 
+@dataclass(eq=False, repr=False)
 class TPE(Agent):
     """Multivariate TPE with the constant liar, so that parallel workers do not crowd one spot.
 
@@ -21,19 +23,10 @@ class TPE(Agent):
     JAIR 2022).
     """
 
-    several_objectives = True
+    startup: int = 10
+    candidates: int = 24
 
-    def __init__(
-        self,
-        problem: Problem,
-        seed: int = 0,
-        max_evaluations: int | None = None,
-        startup: int = 10,
-        candidates: int = 24,
-    ) -> None:
-        super().__init__(problem, seed, max_evaluations)
-        self.startup = startup
-        self.candidates = candidates
+    several_objectives = True
 
     def propose(self, study: Study, trial: FrozenTrial) -> Policy:
         rng = self.rng(trial)
@@ -46,6 +39,4 @@ class TPE(Agent):
             n_ei_candidates=self.candidates,
         )
         params = sampler.sample_relative(study, trial, self.problem.distributions)
-        if not params:  # Optuna's way to say that it is still starting up
-            params = {v.name: rng.integers(len(v.candidates)) for v in self.problem.free}
-        return self.problem.policy_of(params)
+        return self.problem.policy_of(params) if params else self.drawn(rng)  # nothing: it is still starting up
