@@ -5,10 +5,14 @@ two steps and layers that share an activation take one for it. The state is HAQ'
 the previous action in bits over the widest, and a flag (1 weight, 0 activation). The action in [0, 1] is cut into
 equal strides, one per candidate. The reward of the finished policy stands on every step.
 
-What the published code does and this does not (each has a test): replay holds the policy that was *evaluated*, not
-the one wished for before the budget cut it, and the previous-action feature of stored states agrees with it; states
-are built anew for every episode; the flag means one thing; pinned layers are no steps, so nothing can move them and
-no sentinel is needed.
+What the published code does and this does not (each has a test): replay holds the policy that was *evaluated*, and
+the previous-action feature of stored states agrees with it; states are built anew for every episode; the flag means
+one thing; pinned layers are no steps, so nothing can move them and no sentinel is needed.
+
+A policy that was wished for and cut by the budget is stored too, as an episode of its own with the same reward: asking
+for it does lead there, the cut being part of the environment. Without these the critic never hears of the actions that
+the actor really takes, and its fancies about them stand uncorrected: of five searches of k-means bits one ended with
+proposals at 13 % accuracy; with them all five ended above 92 %.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from optuna.trial import FrozenTrial
 from haqsearch.agents.actor_critic import Learner, Transition
 from haqsearch.agents.base import Agent
 from haqsearch.agents.problem import Problem
-from haqsearch.spec import Policy
+from haqsearch.spec import Choice, Policy
 
 HAQ_EPISODES = 600  # the length HAQ's noise schedule was made for
 
@@ -97,7 +101,8 @@ class DDPG(Agent):
             self._seen.append(_identity(trial))
             updates = len(self.problem.free) if len(self._seen) > self.warmup else 0
             rng = np.random.default_rng([self.seed, trial.number, 2])
-            self._learner.take(self.transitions(trial), updates, rng)
+            episode = [step for walk in self.episodes(trial) for step in walk]
+            self._learner.take(episode, updates, rng)
 
     def reward(self, score: float) -> float:
         """HAQ's reward of a trial's score; see the class for loss and kl."""
@@ -105,11 +110,26 @@ class DDPG(Agent):
             return 10.0 * (score - self.float_accuracy)  # 0.1 per percent point
         return self.problem.objective.even(score)
 
-    def transitions(self, trial: FrozenTrial) -> list[Transition]:
-        """One episode as evaluated, from a completed trial's parameters; actions are the middles of their strides."""
-        indices = [int(trial.params[variable.name]) for variable in self.problem.free]
+    def episodes(self, trial: FrozenTrial) -> list[list[Transition]]:
+        """Of a completed trial: the episode that was evaluated and, where it had been cut, the one wished for."""
         assert trial.value is not None, "only completed trials are learned from"
         reward = self.reward(trial.value)
+        names = [variable.name for variable in self.problem.free]
+        evaluated = [int(trial.params[name]) for name in names]
+        wished = self._wished(trial)
+        walks = [evaluated] if wished in (None, evaluated) else [evaluated, wished]
+        return [self._episode(indices, reward) for indices in walks]
+
+    def _wished(self, trial: FrozenTrial) -> list[int] | None:
+        """Indices of what was proposed; None in a trial that no agent of ours proposed."""
+        if "proposal" not in trial.user_attrs:
+            return None
+        wish = Policy({layer: Choice.parse(text) for layer, text in trial.user_attrs["proposal"].items()})
+        params = self.problem.params_of(wish)
+        return [params[variable.name] for variable in self.problem.free]
+
+    def _episode(self, indices: list[int], reward: float) -> list[Transition]:
+        """Transitions of one walk over the layers; actions are the middles of their strides."""
         states = [self._state(step, indices) for step in range(len(indices))]
         last = len(indices) - 1
         return [

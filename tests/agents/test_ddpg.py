@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from itertools import pairwise
 
 import numpy as np
@@ -31,31 +32,55 @@ def previous_of(problem, params):
     return [1.0, *(v.candidates[params[v.name]].bits / 8 for v in problem.free[:-1])]
 
 
-def test_replay_holds_what_was_evaluated_not_what_was_wished_for(searched):
-    """HAQ stores the un-reduced actions beside the reduced policy's reward (rl_quantize.py:64, 99-100)."""
+def test_replay_holds_what_was_evaluated(searched):
+    """HAQ stores only the un-reduced actions beside the reduced policy's reward (rl_quantize.py:64, 99-100)."""
     problem, agent, study = searched
     cut = [t for t in study.trials if t.user_attrs["proposal"] != t.user_attrs["policy"]]
     assert cut, "under this budget some proposal has to be cut, or the test shows nothing"
     for trial in study.trials:
-        for variable, (_, action, *_) in zip(problem.free, agent.transitions(trial), strict=True):
+        for variable, (_, action, *_) in zip(problem.free, agent.episodes(trial)[0], strict=True):
             count = len(variable.candidates)
             chosen = variable.candidates[int(action * count)]
             layer = Choice.parse(trial.user_attrs["policy"][variable.layers[0]])
             assert chosen == (layer.weight if variable.role == "weight" else layer.activation)
 
 
+def test_replay_holds_what_was_wished_for_as_an_episode_of_its_own(searched):
+    """The actor's own actions must not be strange to the critic; they led to the cut policy's reward."""
+    problem, agent, study = searched
+    stored = [transition for trial in study.trials for walk in agent.episodes(trial) for transition in walk]
+    assert len(agent._learner.replay) == min(len(stored), agent._learner.replay.maxlen)
+    for trial in study.trials:
+        was_cut = trial.user_attrs["proposal"] != trial.user_attrs["policy"]
+        _, *wished = agent.episodes(trial)
+        assert len(wished) == was_cut
+        for walk in wished:
+            for variable, (_, action, reward, *_) in zip(problem.free, walk, strict=True):
+                layer = Choice.parse(trial.user_attrs["proposal"][variable.layers[0]])
+                chosen = variable.candidates[int(action * len(variable.candidates))]
+                assert chosen == (layer.weight if variable.role == "weight" else layer.activation)
+                assert reward == agent.reward(trial.value)
+
+
+def test_a_trial_of_nobodys_proposal_is_learned_from_as_it_is(searched):
+    _, agent, study = searched
+    stranger = deepcopy(study.trials[5])
+    del stranger.user_attrs["proposal"]
+    assert len(agent.episodes(stranger)) == 1
+
+
 def test_previous_action_is_the_constrained_one(searched):
     """HAQ's stored states keep the bits from before the budget cut them."""
     problem, agent, study = searched
     for trial in study.trials:
-        states = [state for state, *_ in agent.transitions(trial)]
+        states = [state for state, *_ in agent.episodes(trial)[0]]
         assert [float(state[8]) for state in states] == pytest.approx(previous_of(problem, trial.params))
 
 
 def test_an_episode_starts_the_same_whatever_the_last_one_was(searched):
     """HAQ edits layer_embedding in place: reset() returns the last episode's bits (linear_quantize_env.py:167)."""
     _, agent, study = searched
-    first = {tuple(agent.transitions(trial)[0][0]) for trial in study.trials}
+    first = {tuple(agent.episodes(trial)[0][0][0]) for trial in study.trials}
     assert len(first) == 1
     assert next(iter(first))[8] == 1.0
 
@@ -64,7 +89,7 @@ def test_the_flag_means_one_thing(searched):
     """HAQ's "radio button" is 1 for weights at the start of an episode and 1 for "activation next" after (:143-149)."""
     problem, agent, study = searched
     for trial in study.trials[:3]:
-        flags = [state[9] for state, *_ in agent.transitions(trial)]
+        flags = [state[9] for state, *_ in agent.episodes(trial)[0]]
         assert flags == [1.0 if variable.role == "weight" else 0.0 for variable in problem.free]
 
 
@@ -76,13 +101,13 @@ def test_pinned_layers_are_never_moved(searched):
         for attribute in ("policy", "proposal"):
             assert trial.user_attrs[attribute]["block.0"] == "w8a8"
             assert trial.user_attrs[attribute]["head"] == "w8a8"
-        assert len(agent.transitions(trial)) == len(problem.free)
+        assert len(agent.episodes(trial)[0]) == len(problem.free)
 
 
 def test_there_is_no_sentinel_among_the_actions(searched):
     """HAQ writes -1 bits for the first layer's activation, which then indexes the table's 7-bit column (:199, :228)."""
     _, agent, study = searched
-    actions = [action for trial in study.trials for _, action, *_ in agent.transitions(trial)]
+    actions = [action for trial in study.trials for _, action, *_ in agent.episodes(trial)[0]]
     assert min(actions) > 0.0
     assert max(actions) < 1.0
 
@@ -100,7 +125,7 @@ def test_updates_run_on_todays_numpy_and_torch(searched):
 
 def test_every_step_carries_the_final_reward_and_the_last_one_ends(searched):
     _, agent, study = searched
-    episode = agent.transitions(study.trials[5])
+    episode = agent.episodes(study.trials[5])[0]
     assert {reward for _, _, reward, _, _ in episode} == {agent.reward(study.trials[5].value)}
     assert [goes_on for *_, goes_on in episode] == [1.0] * (len(episode) - 1) + [0.0]
     for (_, _, _, following, _), (state, *_) in pairwise(episode):
