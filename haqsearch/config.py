@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from haqsearch.errors import HaqError, RecipeError
 from haqsearch.spec import METRICS, Budget, Choice, Format
+from haqsearch.spec.formats import WEIGHTS
 from haqsearch.spec.ptq import ptq_steps
 
 # Keys that may change in a run folder: they decide neither which policies are proposed nor what they score.
@@ -165,9 +166,7 @@ class Recipe(_Section):
     def _formats(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for text in value:
             if "weights" not in Format.parse(text).uses or Format.parse(text).is_float:
-                raise ValueError(
-                    f"{text} is not for weights; write int2..int8 (also :tensor), kmeans1..kmeans8, binary, ternary"
-                )
+                raise ValueError(f"{text} is not for weights; write {WEIGHTS}")
         return tuple(dict.fromkeys(value))
 
     @field_validator("fixed")

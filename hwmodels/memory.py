@@ -25,7 +25,7 @@ def packed_bytes(elements: int, bits: float) -> int:
 def size_bytes(layer: LayerSpec, choice: Choice) -> int:
     """Bytes of the layer in the deployed file: packed weights, bias, and (if quantized) a scale per output channel.
 
-    Of ``kmeansB``: indices, a codebook of 2**B int8, and one scale.
+    Of ``kmeansB``: indices, a codebook of 2**B int8, and one scale. Formats that share by blocks: what the blocks share too.
     """
     channels = layer.out_channels if layer.weight_shape else 0
     if choice.weight.is_float:
@@ -33,13 +33,15 @@ def size_bytes(layer: LayerSpec, choice: Choice) -> int:
     shared = channels * _SCALE_BYTES
     if choice.weight.kind == "kmeans":
         shared = (2**choice.weight.width + _SCALE_BYTES) * bool(channels)
-    return packed_bytes(layer.weight_count, choice.weight.bits) + shared + channels * _BIAS_BYTES * layer.has_bias
+    rows = layer.weight_shape[0] if layer.weight_shape else 1
+    codes = choice.weight.nbytes(rows, layer.weight_count // rows)
+    return codes + shared + channels * _BIAS_BYTES * layer.has_bias
 
 
 def bops(layer: LayerSpec, choice: Choice) -> float:
     """Bit operations of one sample: macs * w * a, a float counting as 32 bits [Baskin et al. 2018, 1804.10969].
 
-    Widths are those computed with: 8 for weights of ``kmeansB``, whatever B.
+    Widths are those computed with: 8 for weights of ``kmeansB``, whatever B, and of formats that share by blocks.
     """
     return float(layer.macs * choice.computed.weight.width * choice.activation.width)
 
@@ -47,9 +49,9 @@ def bops(layer: LayerSpec, choice: Choice) -> float:
 def layer_values(layer: LayerSpec, choice: Choice, stored: Choice) -> dict[str, float]:
     """The additive metrics of one layer under ``choice``, which the device's memory holds as ``stored``.
 
-    The deployed file holds a codebook's indices, whatever the device makes of them as it computes.
+    The deployed file holds weights as they are stored, whatever the device makes of them as it computes.
     """
-    in_file = choice if choice.weight.has_codebook else stored
+    in_file = choice if choice.weight.is_decoded else stored
     return {"size_bytes": float(size_bytes(layer, in_file)), "bops": bops(layer, choice)}
 
 

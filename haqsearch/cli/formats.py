@@ -11,7 +11,7 @@ from haqsearch.spec import Format
 from haqsearch.spec.formats import KINDS, NAMES
 
 # Integers of any width with any of the suffixes; these stand for them in the table.
-_EXAMPLES = ("int4:tensor", "int4:channel", "int4:group=16", "int4:group=128", "uint4:channel", "uint4:group=128")
+_EXAMPLES = ("int4:tensor", "int4:group=16", "int4:group=128", "uint4:channel", "uint4:group=128")
 
 
 def command(
@@ -42,6 +42,7 @@ def _about(format: Format) -> dict[str, Any]:
         "bits": format.bits,
         "uses": list(format.uses),
         "in_programs": format.in_programs,
+        "computed_as": str(format.computed_as) if format.in_programs else None,
         "summary": KINDS[format.kind].summary,
     }
 

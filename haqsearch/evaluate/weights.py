@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from haqsearch.quant import QWeight
 from haqsearch.spec import Format
 
 _BATCH = 128
+_PARTS = ("codes", "scale", "bias_correction", "step")  # of a QWeight, of which the last two may be missing
 
 
 class WeightBank:
@@ -71,10 +73,9 @@ def _write(file: Path, weights: Mapping[tuple[str, Format], QWeight]) -> None:
 
     tensors = {}
     for (layer, format), weight in weights.items():
-        tensors[f"codes/{format}/{layer}"] = weight.codes
-        tensors[f"scale/{format}/{layer}"] = weight.scale
-        if weight.bias_correction is not None:
-            tensors[f"bias_correction/{format}/{layer}"] = weight.bias_correction
+        for part in _PARTS:
+            if (tensor := getattr(weight, part)) is not None:
+                tensors[f"{part}/{format}/{layer}"] = tensor
     with replacing(file) as temporary:
         save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, str(temporary))
 
@@ -84,9 +85,9 @@ def _read(file: Path) -> dict[tuple[str, Format], QWeight]:
 
     tensors: dict[str, torch.Tensor] = load_file(str(file))
     found = {}
-    for key, codes in tensors.items():
+    for key in tensors:
         kind, format, layer = key.split("/", 2)
         if kind == "codes":
-            scale, correction = tensors[f"scale/{format}/{layer}"], tensors.get(f"bias_correction/{format}/{layer}")
-            found[layer, Format.parse(format)] = QWeight(Format.parse(format), codes, scale, correction)
+            parts: dict[str, Any] = {part: tensors.get(f"{part}/{format}/{layer}") for part in _PARTS}
+            found[layer, Format.parse(format)] = QWeight(Format.parse(format), **parts)
     return found

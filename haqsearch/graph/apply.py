@@ -16,7 +16,6 @@ from haqsearch.graph.execute import call_float, compute
 from haqsearch.graph.ir import LAYER_OPS, MOVES, Graph, Node
 from haqsearch.graph.plan import STREAM, Plan, make_plan
 from haqsearch.quant import QParams, QWeight
-from haqsearch.quant.weights import snap
 from haqsearch.spec import Format, Policy
 
 
@@ -38,7 +37,7 @@ def fake_quantize(x: Tensor, params: QParams, factor: Tensor | None = None) -> T
 def _start(graph: Graph, node: Node, weight: QWeight) -> dict[str, Tensor]:
     """Parameters that quantize to exactly ``weight``, each weight as near to the float network's as that allows."""
     scale = weight.scale.reshape(-1, *[1] * (weight.codes.ndim - 1))
-    low, high = _cells(weight)
+    low, high = weight.grid.cells(weight.codes)
     start = {node.weight: torch.clamp(graph.parameters[node.weight] / scale, low, high) * scale}
     if node.bias:
         correction = 0.0 if weight.bias_correction is None else weight.bias_correction
@@ -46,25 +45,11 @@ def _start(graph: Graph, node: Node, weight: QWeight) -> dict[str, Tensor]:
     return start
 
 
-def _cells(weight: QWeight) -> tuple[Tensor, Tensor]:
-    """Bounds, in steps of the scale, within which each weight is rounded to the code it has."""
-    codes, levels = weight.codes.float(), weight.levels
-    if levels is None:
-        return codes - 0.49, codes + 0.49
-    levels = levels.float()
-    gaps = 0.49 * levels.diff()
-    below, above = torch.cat([gaps[:1], gaps]), torch.cat([gaps, gaps[-1:]])
-    if len(levels) == 1:
-        below = above = torch.full_like(levels, 0.49)
-    index = torch.bucketize(codes, levels)
-    return codes - below[index], codes + above[index]
-
-
 class QuantizedNetwork(nn.Module):
     """A trainable, fake-quantized copy of a graph under a policy, with the quantizers where the integer program has them.
 
-    ``weights`` gives each layer's weight scales; they stay, the weights move. The scales of the layers' input activations move
-    too, where they are narrower than the residual stream. ``forward`` takes (B, *input shape).
+    ``weights`` gives each layer's weight scales, steps and codebook; they stay, the weights move. The scales of the layers' input
+    activations move too, where they are narrower than the residual stream. ``forward`` takes (B, *input shape).
     """
 
     def __init__(
@@ -86,8 +71,7 @@ class QuantizedNetwork(nn.Module):
         for value in self.plan.owner:
             if self.plan.format(value, "layers", policy).width < STREAM.width:
                 self.log_factors[value] = nn.Parameter(torch.zeros(()))
-        self.formats = {node.layer: weights[node.layer].format for node in graph.layers}
-        self.levels = {node.layer: weights[node.layer].levels for node in graph.layers}
+        self.grids = {node.layer: weights[node.layer].grid for node in graph.layers}
 
     def parameter(self, key: str) -> Tensor | None:
         if not key:
@@ -110,12 +94,8 @@ class QuantizedNetwork(nn.Module):
         weight = self.parameter(node.weight)
         if weight is None or node.op not in LAYER_OPS:
             return weight
-        format, scale, levels = self.formats[node.layer], self.scales[node.layer], self.levels[node.layer]
-        steps = weight / scale
-        if levels is None:
-            return round_through(steps).clamp(format.code_min, format.code_max) * scale
-        inside = steps.clamp(float(levels[0]), float(levels[-1]))
-        return (inside + (snap(inside, format, levels) - inside).detach()) * scale
+        scale = self.scales[node.layer]
+        return self.grids[node.layer].through(weight / scale) * scale
 
     def forward(self, x: Tensor) -> Tensor:
         values: dict[str, dict[str, Any]] = {}

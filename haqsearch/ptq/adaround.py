@@ -44,7 +44,7 @@ def adaround_weight(
     with nearest rounding at the same scale. Raises DataError as ``quantize_weight`` does.
     """
     nearest = quantize_weight(weight, format, where)
-    if format.has_codebook:  # codes that are no neighbours: nearest
+    if format.is_decoded:  # codes that are no neighbours: nearest
         return corrected(weight, nearest, statistics.mean) if has_bias else nearest
     groups, size, _ = statistics.covariance.shape
     moments = statistics.covariance

@@ -113,7 +113,7 @@ class Pipeline:
             corrects = bool(node.bias) and "bias_correct" in self.steps
             return RECONSTRUCTIONS[self.rounding](weight, format, self.statistics[layer], where, corrects)
         rounded = quantize_weight(weight, format, where)
-        if self.rounding == "stochastic" and not format.has_codebook:
+        if self.rounding == "stochastic" and not format.is_decoded:
             generator = torch.Generator().manual_seed(zlib.crc32(f"{layer} {format}".encode()))
             rounded = encode_weight(weight, rounded.scale, format, lambda x: round_stochastic(x, generator))
         if node.bias and layer in self.means:

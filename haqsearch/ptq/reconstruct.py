@@ -11,8 +11,8 @@ prepared once, a policy costs one forward pass as before.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from haqsearch.graph import Graph, Node, run_float
 from haqsearch.quant import QWeight, quantize_weight
+from haqsearch.quant.grid import Grid
 from haqsearch.spec import Format
 
 VERSION = 1
@@ -124,9 +125,10 @@ def reconstruct_weight(
     # All first scales are descended from at once, as if each channel were there several times; nearest rounding competes.
     many = rows.repeat(1, len(starts), 1)
     scale = torch.cat([first * start for start in starts], 1)
-    codes = nearest.snap(many / scale[..., None])
+    grid = nearest.grid.reshaped(*rows.shape).repeated(1, len(starts), 1)
+    codes = grid.snap(many / scale[..., None])
     for _ in range(_SCALES):
-        codes = _descend(many, codes, scale, moments, nearest.snap)
+        codes = _descend(many, codes, scale, moments, grid)
         if shared:
             break
         product = codes @ moments
@@ -139,15 +141,16 @@ def reconstruct_weight(
     scale = scale.reshape(shape).gather(1, best[:, None])[:, 0]
     codes = codes.reshape(groups, -1, *rows.shape[1:]).gather(1, best[:, None, :, None].expand(-1, -1, -1, size))[:, 0]
     correction = torch.einsum("gnk,gk->gn", rows - codes * scale[..., None], statistics.mean).reshape(-1).float()
-    return QWeight(
-        format, codes.reshape(weight.shape).to(torch.int8), scale.reshape(-1).float(), correction if has_bias else None
+    return replace(
+        nearest,
+        codes=codes.reshape(weight.shape).to(torch.int8),
+        scale=scale.reshape(-1).float(),
+        bias_correction=correction if has_bias else None,
     )
 
 
-def _descend(
-    rows: Tensor, codes: Tensor, scale: Tensor, covariance: Tensor, snap: Callable[[Tensor], Tensor]
-) -> Tensor:
-    """Codes (G, N, K) after sweeps of coordinate descent at a fixed scale (G, N)."""
+def _descend(rows: Tensor, codes: Tensor, scale: Tensor, covariance: Tensor, grid: Grid) -> Tensor:
+    """Codes (G, N, K) of ``grid`` after sweeps of coordinate descent at a fixed scale (G, N)."""
     codes = codes.clone()
     error = rows - codes * scale[..., None]
     slope = error @ covariance
@@ -156,7 +159,7 @@ def _descend(
         before = codes.clone()
         for k in range(rows.shape[2]):
             wanted = rows[:, :, k] - error[:, :, k] + slope[:, :, k] / variance[:, k, None]
-            code = snap(wanted / scale)
+            code = grid[:, :, k].snap(wanted / scale)
             moved = (codes[:, :, k] - code) * scale
             codes[:, :, k] = code
             error[:, :, k] += moved

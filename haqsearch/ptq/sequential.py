@@ -13,6 +13,7 @@ network, not its own part of it: W x + z - z'. So it also makes up for what was 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -144,7 +145,7 @@ class _Walk:
         )
         if made.bias_correction is not None:  # it is (W* - W_q) mean(x'); wanted is W mean(x) + mean(z - z')
             drift = torch.einsum("gnk,gk->gn", rows, mean_x) - torch.einsum("gnk,gk->gn", target, mean_y) + mean_z
-            made = QWeight(made.format, made.codes, made.scale, made.bias_correction + drift.reshape(-1).float())
+            made = replace(made, bias_correction=made.bias_correction + drift.reshape(-1).float())
         self.made[node.layer] = made
         return made
 

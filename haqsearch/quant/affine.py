@@ -49,7 +49,12 @@ def affine_params(low: float, high: float, format: Format) -> QParams:
 
 def symmetric_params(limit: Tensor, format: Format) -> Tensor:
     """Scales (float32) of symmetric codes that reach ``limit`` (any shape, >= 0); a limit of 0 gets scale 1."""
-    scale = (limit.double() / format.code_max).float()
+    return positive_scale(limit.double() / format.code_max)
+
+
+def positive_scale(scale: Tensor) -> Tensor:
+    """``scale`` as float32, and 1 where that is none: zero, subnormal."""
+    scale = scale.float()
     smallest = torch.finfo(torch.float32).tiny
     return torch.where(scale >= smallest, scale, torch.ones_like(scale))
 

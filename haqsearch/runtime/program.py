@@ -91,13 +91,14 @@ class IntegerProgram:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of all integer weights, densely packed per layer, and of their codebooks."""
+        """Bytes of all integer weights as stored, densely packed per layer: codes, steps and exponents of blocks, codebooks."""
         total = 0
         for instruction in self.instructions:
             format = instruction.weight_format
             if format is not None:
-                count = self.constants[f"{instruction.name}.weight"].numel()
-                total += -(-count * format.width // 8) + (2**format.width if format.kind == "kmeans" else 0)
+                weight = self.constants[f"{instruction.name}.weight"]
+                total += format.nbytes(len(weight), weight[0].numel())
+                total += 2**format.width if format.kind == "kmeans" else 0
         return total
 
 

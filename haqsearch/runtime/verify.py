@@ -8,10 +8,13 @@ from __future__ import annotations
 from collections.abc import Set
 
 import torch
+from torch import Tensor
 
-from haqsearch.errors import ModelError
+from haqsearch.errors import DataError, ModelError
 from haqsearch.kernels.reference import INT32_MAX, accumulator_bound
+from haqsearch.quant.steps import stored
 from haqsearch.runtime.program import Instruction, IntegerProgram
+from haqsearch.spec import Format
 
 _OPS = {
     "quantize",
@@ -109,12 +112,22 @@ def _check_layer(program: IntegerProgram, step: Instruction, where: str) -> None
     )
     if format.kind == "kmeans":
         _require(len(torch.unique(weight)) <= 2**format.width, where, f"more different weights than {format} has")
+    if format.has_steps:
+        _require(_can_be_stored(weight, format), where, f"its weights cannot be stored as {format}")
     _require(accumulator_bound(weight, bias, x.largest) <= INT32_MAX, where, "an accumulator can leave int32")
     _require(
         accumulator_bound(weight, None, x.largest) <= step.attributes["bound"],
         where,
         "the accumulator bound is too small",
     )
+
+
+def _can_be_stored(weight: Tensor, format: Format) -> bool:
+    try:
+        stored(weight, format)
+    except DataError:
+        return False
+    return True
 
 
 def _check_ceilings(program: IntegerProgram, step: Instruction, where: str) -> None:

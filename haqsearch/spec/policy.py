@@ -34,8 +34,8 @@ class Choice:
 
     @property
     def computed(self) -> Choice:
-        """The formats that programs compute with, which devices are asked about: those of a codebook are no codes."""
-        return Choice(self.weight.computed_as, self.activation) if self.weight.has_codebook else self
+        """The formats that programs compute with, which devices are asked about: weights may be stored in others."""
+        return Choice(self.weight.computed_as, self.activation) if self.weight.is_decoded else self
 
     @classmethod
     def parse(cls, text: str) -> Choice:
@@ -70,7 +70,7 @@ class Policy(Mapping[str, Choice]):
                     raise PolicyError(
                         f"layer {layer!r} cannot have {format}, which is for tensors alone; programs take {TAKEN}"
                     )
-            if choice.activation.has_codebook:
+            if choice.activation.is_decoded:
                 raise PolicyError(
                     f"layer {layer!r} cannot have {choice.activation} activations: it is for weights; write uint8, say"
                 )

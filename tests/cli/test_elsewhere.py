@@ -82,7 +82,7 @@ def test_a_search_of_codebooks_from_a_strategy(project, call):
         ('weight_formats = ["kmeans9"]', ["kmeans9", "did you mean"]),
         ('weight_formats = ["uint4"]', ["uint4 is not for weights"]),
         ('weight_formats = ["float32"]', ["float32 is not for weights"]),
-        ('weight_formats = ["mx6"]', ["mx6 is for tensors alone"]),
+        ('weight_formats = ["int9:group=4"]', ["int9:group=4 is for tensors alone", "int2..int8"]),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_written(project, call, line, fragments):

@@ -39,8 +39,8 @@ def test_the_table_has_every_family_and_fits_80_columns(formats):
     assert any(row.startswith("int2 .. int8 2 .. 8 weights") for row in rows.values())
     assert any(row.startswith("uint2 .. uint8 2 .. 8 activations") for row in rows.values())
     assert any(row.startswith("float32 32 weights, activations") for row in rows.values())
-    assert any(row.startswith("vsq4 4.25 tensors only") for row in rows.values())
-    assert any(row.startswith("int4:group=128 4.25 tensors only") for row in rows.values())
+    assert any(row.startswith("vsq4 4.25 weights") for row in rows.values())
+    assert any(row.startswith("int4:group=128 4.25 weights") for row in rows.values())
     assert any(row.startswith("kmeans1 .. kmeans8 1 .. 8 weights") for row in rows.values())
     assert any(row.startswith("ternary 2 weights") for row in rows.values())
 
@@ -53,11 +53,13 @@ def test_json_has_every_name(formats):
         "format": "mxfp4",
         "family": "mxfp",
         "bits": 4.25,
-        "uses": ["tensors"],
-        "in_programs": False,
+        "uses": ["weights", "tensors"],
+        "in_programs": True,
+        "computed_as": "int8",
         "summary": KINDS["mxfp"].summary,
     }
-    assert found["int4"]["uses"] == ["weights", "tensors"]
+    assert found["int4"]["uses"] == ["weights", "tensors"] and found["int4"]["computed_as"] == "int4"
+    assert found["bfloat16"]["uses"] == ["tensors"] and found["bfloat16"]["computed_as"] is None
 
 
 def test_one_format_with_its_bits(formats):

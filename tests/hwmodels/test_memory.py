@@ -36,6 +36,21 @@ def test_a_codebook_by_hand():
     assert memory.bops(layer, Choice.parse("kmeans3/uint4")) == layer.macs * 8 * 4  # computed with 8 bits
 
 
+def test_blocks_by_hand():
+    """5 channels of 27 weights: codes, then what blocks share, a shorter one at each channel's end; a scale and a bias each."""
+    layer, channels = conv("c", 3, 5, 3, 8), 5 * 4 + 5 * 4
+
+    def size(text):
+        return memory.layer_values(layer, Choice.parse(f"{text}/uint8"), Choice.parse("w8a8"))["size_bytes"]
+
+    assert size("vsq4") == 68 + 5 + channels  # 2 vectors each, 4 bits
+    assert size("int4:group=16") == 68 + 5 * 2 * 4 + channels
+    assert size("int3:group=9") == 51 + 5 * 3 * 4 + channels
+    assert size("mx4") == 51 + 9 + 10 + channels  # 3 bits; 14 pairs each, 70 bits; 2 blocks each, 8 bits
+    assert size("mxfp4") == 68 + 5 + channels
+    assert memory.bops(layer, Choice.parse("vsq4/uint4")) == layer.macs * 8 * 4
+
+
 @pytest.mark.parametrize("name", ["bitfusion", "bismo-edge", "cortex-m7"])
 def test_a_device_charges_a_codebook_for_the_codes_it_computes_with(name):
     model = ModelSpec("m", (conv("a", 8, 16, 3, 8), linear("b", 16, 10)))

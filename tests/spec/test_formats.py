@@ -25,7 +25,7 @@ def test_any_text_is_a_format_or_a_policy_error(text):
         assert repr(text) in str(error)
         assert "did you mean" in str(error)
     else:
-        assert format in {*INTS, *UINTS, FLOAT32} or str(format) in CODEBOOKS or format.granularity == "tensor"
+        assert format in {*INTS, *UINTS, FLOAT32} or str(format) in [*CODEBOOKS, *BLOCKS] or format.granularity
 
 
 @pytest.mark.parametrize("format", INTS, ids=str)
@@ -42,7 +42,7 @@ def test_unsigned_codes_are_all_codes(format):
 
 @pytest.mark.parametrize(
     ("text", "near"),
-    [("in8", "int8"), ("unit4", "uint4"), ("float23", "float32"), ("INT4", "int4"), ("int4:group=16", "int4")],
+    [("in8", "int8"), ("unit4", "uint4"), ("float23", "float32"), ("INT4", "int4"), ("int9:group=16", "int9")],
 )
 def test_a_slip_gets_the_nearest_name(text, near):
     with pytest.raises(PolicyError) as caught:
@@ -78,16 +78,24 @@ suffixes = st.one_of(st.sampled_from(["", ":tensor", ":channel"]), st.integers(1
 granular = st.builds("{}{}{}".format, st.sampled_from(["int", "uint"]), st.integers(1, 16), suffixes)
 every = st.one_of(st.sampled_from(sorted(NAMES)), granular)
 CODEBOOKS = [*(f"kmeans{width}" for width in range(1, 9)), "binary", "ternary"]
-EXOTIC = [name for name in NAMES if Format.of(name) not in {*INTS, *UINTS, FLOAT32} and name not in CODEBOOKS]
+BLOCKS = ["vsq4", "mx4", "mx6", "mx9", "mxfp4", "mxfp6", "mxfp8", "mxint8"]
+GROUPS = ["int2:group=16", "int4:group=5", "int8:group=1"]
+EXOTIC = ["int1", "float16", "bfloat16"]
+WRITTEN_OUT = {":channel": "int", ":tensor": "uint"}  # what is usual
 
 
 @given(every)
 def test_of_inverts_print(text):
     format = Format.of(text)
-    assert str(format) == text
-    assert Format.of(f" {text}\n") == format
+    usual = next(
+        (suffix for suffix, kind in WRITTEN_OUT.items() if text.endswith(suffix) and text.startswith(kind)), ""
+    )
+    assert str(format) == text.removesuffix(usual)
+    assert Format.of(f" {text}\n") == Format.of(str(format)) == format
     integers = {*INTS, *(Format("int", f.width, "tensor") for f in INTS), *UINTS}
-    assert format.in_programs == (format in {*integers, FLOAT32} or text in CODEBOOKS)
+    group = format.kind == "int" and format.group and 2 <= format.width <= 8
+    known = format in {*integers, FLOAT32} or text in [*CODEBOOKS, *BLOCKS] or bool(group)
+    assert format.in_programs == known and {format.kind for format in map(Format.of, EXOTIC)} <= KINDS.keys()
     assert format.uses[-1] == "tensors"
     assert format.in_programs or format.uses == ("tensors",)
 
@@ -138,7 +146,7 @@ def test_what_there_is_not_is_refused(text):
         Format.of(text)
 
 
-@pytest.mark.parametrize("text", [*EXOTIC, "int4:group=16", "int4:channel", "uint8:tensor"])
+@pytest.mark.parametrize("text", [*EXOTIC, "int9:group=16", "int1:group=2", "uint4:group=16", "uint8:channel"])
 def test_programs_policies_and_recipes_refuse_a_format_of_tensors_and_say_so(text):
     with pytest.raises(PolicyError, match=f"{text} is for tensors alone") as caught:
         Format.parse(text)
@@ -151,25 +159,26 @@ def test_programs_policies_and_recipes_refuse_a_format_of_tensors_and_say_so(tex
         Policy.from_json({"schema_version": 1, "layers": layers})
 
 
-@pytest.mark.parametrize("text", CODEBOOKS)
-def test_weights_may_have_a_codebook_in_policies(text):
+@pytest.mark.parametrize("text", [*CODEBOOKS, *BLOCKS, *GROUPS])
+def test_weights_may_be_stored_in_other_codes_than_they_are_computed_with(text):
     choice = Choice.parse(f"{text}/uint8")
     assert Choice.parse(str(choice)) == choice
     assert str(choice) == f"{text}/uint8"
     assert choice.weight.uses == ("weights", "tensors")
-    computed = "int8:tensor" if text.startswith("kmeans") else "int2"
+    computed = "int8:tensor" if text.startswith("kmeans") else "int2" if text in CODEBOOKS else "int8"
     assert choice.computed == Choice.parse(f"{computed}/uint8")
     assert choice.weight.code_max == -choice.weight.code_min == Format.of(computed).code_max
-    assert choice.weight.bits <= choice.computed.weight.bits
+    assert choice.weight.is_decoded and choice.weight.has_steps == (text not in CODEBOOKS)
+    assert choice.weight.bits <= choice.computed.weight.bits or text not in CODEBOOKS
     policy = Policy({"stem": choice})
     assert Policy.from_json(policy.to_json()) == policy
     with pytest.raises(PolicyError, match="it is for weights"):
         Policy({"stem": Choice.parse(f"int4/{text}")})
 
 
-def test_what_has_no_codebook_is_computed_as_itself():
+def test_integers_are_computed_as_themselves():
     for text in ("int4", "int4:tensor", "uint8", "float32"):
-        assert Format.of(text).computed_as == Format.of(text) and not Format.of(text).has_codebook
+        assert Format.of(text).computed_as == Format.of(text) and not Format.of(text).is_decoded
     assert Choice.parse("w4a8").computed == Choice.parse("w4a8")
 
 
@@ -182,7 +191,14 @@ def test_a_layer_may_have_one_weight_scale_in_policies():
     assert choice.weight.bits == Format.of("int4").bits
 
 
-@pytest.mark.parametrize("text", [name for name in [*EXOTIC, "int4:group=16", "int4:channel"] if name != "int1"])
+def test_what_is_usual_may_be_written_out():
+    assert Choice.parse("int4:channel/uint8:tensor") == Choice.parse("w4a8")
+    assert Format("int", 4, "channel") == Format.of("int4") != Format.of("uint4:channel")
+    policies = [Policy({"stem": Choice.parse(text)}) for text in ("int4:channel/uint8", "w4a8")]
+    assert policies[0] == policies[1] and policies[0].digest == policies[1].digest
+
+
+@pytest.mark.parametrize("text", ["float16", "bfloat16", "int9:group=16", "uint4:group=16", "uint8:channel"])
 def test_a_format_of_tensors_has_no_codes_in_programs(text):
     """So that one built by hand ends in an error, not in wrong numbers."""
     format = Format.of(text)

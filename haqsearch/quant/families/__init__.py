@@ -1,7 +1,7 @@
 """The families of number formats on tensors, one file each; to add one: a file, a line here, a line in ``spec.KINDS``."""
 
 from haqsearch.quant.families.affine import Affine
-from haqsearch.quant.families.family import Family, Field
+from haqsearch.quant.families.family import Family, Field, Stepped
 from haqsearch.quant.families.floats import Floats
 from haqsearch.quant.families.kmeans import KMeans
 from haqsearch.quant.families.mx import MX
@@ -22,5 +22,7 @@ FAMILIES: dict[str, type[Family]] = {
     "float": Floats,
     "bfloat": Floats,
 }
+STEPPED: dict[str, type[Stepped]] = {"int": Affine, "vsq": VSQ, "mx": MX, "mxfp": OCP, "mxint": OCP}
+"""Those of formats with steps (``Format.has_steps``)."""
 
-__all__ = ["FAMILIES", "Family", "Field"]
+__all__ = ["FAMILIES", "STEPPED", "Family", "Field", "Stepped"]

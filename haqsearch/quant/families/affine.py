@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from haqsearch.errors import DataError
-from haqsearch.quant.families.family import Field, blocks, ceil_div, spread
+from haqsearch.quant.families.family import Field, Steps, blocks, ceil_div, first, spread, symmetric
 from haqsearch.spec import Format
-
-_USUAL = {"int": "channel", "uint": "tensor"}
+from haqsearch.spec.formats import INT8, USUAL
 
 
 def code_range(format: Format) -> tuple[int, int]:
@@ -32,7 +31,7 @@ class Affine:
 
     @staticmethod
     def layout(format: Format, rows: int, length: int) -> dict[str, Field]:
-        granularity = format.granularity or _USUAL[format.kind]
+        granularity = format.granularity or USUAL[format.kind]
         groups = ceil_div(length, format.group) if granularity == "group" else 1
         shared = (1 if granularity == "tensor" else rows, groups)
         low = 0 if format.kind == "uint" else -(2 ** (format.width - 1))
@@ -70,6 +69,15 @@ class Affine:
         if "zero_point" in parts:
             codes -= _wide(parts["zero_point"].double(), format, codes.shape)
         return codes * _wide(parts["scale"].double(), format, codes.shape)
+
+    @staticmethod
+    def steps(format: Format) -> Steps:
+        _, highest = code_range(format)
+        return Steps(format.group, symmetric(highest), torch.arange(1, INT8.code_max // highest + 1))
+
+    @staticmethod
+    def held(level: Tensor, step: Tensor, format: Format) -> dict[str, Tensor]:
+        return {"codes": level.int(), "scale": first(step, format.group).float()}
 
 
 def _wide(shared: Tensor, format: Format, shape: torch.Size) -> Tensor:

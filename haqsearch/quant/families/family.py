@@ -50,6 +50,54 @@ class Family(Protocol):
         """Real values (rows, length), float64."""
 
 
+@dataclass(frozen=True)
+class Steps:
+    """What integer programs can hold of a format whose blocks share a scale: codes level * step, all within int8.
+
+    block    elements of a channel that share a step
+    levels   integers that a stored code may stand for, ascending int64, zero among them
+    steps    ascending int64, from 1
+    pair     elements of a block that may halve its step together; 0: none may
+    """
+
+    block: int
+    levels: Tensor
+    steps: Tensor
+    pair: int = 0
+
+
+class Stepped(Family, Protocol):
+    """A family whose weights programs compute with as level * step."""
+
+    @staticmethod
+    def steps(format: Format) -> Steps:
+        """Levels and steps of ``format``."""
+
+    @staticmethod
+    def held(level: Tensor, step: Tensor, format: Format) -> dict[str, Tensor]:
+        """The parts whose ``decode`` is ``level`` * ``step`` (int64, (rows, length) both), exactly; own scales are 1."""
+
+
+def symmetric(largest: int) -> Tensor:
+    """All integers from -``largest`` to ``largest``."""
+    return torch.arange(-largest, largest + 1)
+
+
+def first(x: Tensor, size: int) -> Tensor:
+    """(rows, length) -> the first element of every block of ``size``: (rows, blocks)."""
+    return x[:, ::size]
+
+
+def powers_of_two(largest: int) -> Tensor:
+    """1, 2, 4 .. up to ``largest``, of which there is at least one."""
+    return 2 ** torch.arange(largest.bit_length())
+
+
+def log2(x: Tensor) -> Tensor:
+    """Exponents (int64) of powers of two."""
+    return torch.frexp(x.double())[1].to(torch.int64) - 1
+
+
 def blocks(x: Tensor, size: int) -> Tensor:
     """``x`` (rows, length) cut into (rows, blocks, size); the last block is filled up with zeros."""
     rows, length = x.shape

@@ -16,8 +16,21 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from haqsearch.quant.families.family import Field, blocks, ceil_div, exponent, power, spread
+from haqsearch.quant.families.family import (
+    Field,
+    Steps,
+    blocks,
+    ceil_div,
+    exponent,
+    first,
+    log2,
+    power,
+    powers_of_two,
+    spread,
+    symmetric,
+)
 from haqsearch.spec import Format
+from haqsearch.spec.formats import INT8
 
 BLOCK, PAIR, BIAS = 16, 2, 127
 
@@ -52,3 +65,18 @@ class MX:
         micro = parts["micro_exponent"]
         e = spread(parts["exponent"], BLOCK // PAIR, micro.shape[1]) - micro
         return parts["codes"].double() * power(spread(e, PAIR, length) - (format.width - 3))
+
+    @staticmethod
+    def steps(format: Format) -> Steps:
+        limit = 2 ** (format.width - 2) - 1
+        return Steps(BLOCK, symmetric(limit), powers_of_two(INT8.code_max // limit), PAIR)
+
+    @staticmethod
+    def held(level: Tensor, step: Tensor, format: Format) -> dict[str, Tensor]:
+        of_pair = log2(first(step, PAIR))
+        of_block = blocks(of_pair, BLOCK // PAIR).amax(
+            2
+        )  # what a short block is filled up with is 0, the least there is
+        micro = spread(of_block, BLOCK // PAIR, of_pair.shape[1]) - of_pair
+        parts = {"codes": level, "micro_exponent": micro, "exponent": of_block + (format.width - 3)}
+        return {name: part.int() for name, part in parts.items()}

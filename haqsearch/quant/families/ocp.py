@@ -10,12 +10,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import ceil, log
 
 import torch
 from torch import Tensor
 
-from haqsearch.quant.families.family import Field, blocks, ceil_div, exponent, power, spread
+from haqsearch.quant.families.family import (
+    Field,
+    Steps,
+    blocks,
+    ceil_div,
+    exponent,
+    first,
+    log2,
+    power,
+    powers_of_two,
+    spread,
+    symmetric,
+)
 from haqsearch.spec import Format
+from haqsearch.spec.formats import INT8
 
 BLOCK, BIAS = 32, 127
 
@@ -64,6 +78,33 @@ class OCP:
             magnitude = _magnitude(codes % sign, _ELEMENTS[format.width])
             values = torch.where(codes >= sign, -magnitude, magnitude)
         return values * power(spread(parts["exponent"], BLOCK, codes.shape[1]))
+
+    @staticmethod
+    def steps(format: Format) -> Steps:
+        levels = symmetric(INT8.code_max)
+        if format.kind == "mxfp":
+            element, unit = _ELEMENTS[format.width], _unit(format)
+            sizes = _magnitude(torch.arange(2 ** (format.width - 1)), element) / unit
+            sizes = sizes[
+                (sizes == sizes.round()) & (sizes <= element.largest / unit)
+            ].long()  # E4M3 has a NaN beyond it
+            levels = torch.unique(torch.cat([-sizes, sizes]))
+        return Steps(BLOCK, levels, powers_of_two(INT8.code_max // int(levels.max())))
+
+    @staticmethod
+    def held(level: Tensor, step: Tensor, format: Format) -> dict[str, Tensor]:
+        unit = _unit(format)
+        codes = level if format.kind == "mxint" else _bits(level.double() * unit, _ELEMENTS[format.width], format.width)
+        shared = log2(first(step, BLOCK)) - int(log2(torch.tensor(unit)))
+        return {"codes": codes.int(), "exponent": shared.int()}
+
+
+def _unit(format: Format) -> float:
+    """The finest element, or the finest power of two of which 127 reach the largest element."""
+    if format.kind == "mxint":
+        return 2.0**-6
+    element = _ELEMENTS[format.width]
+    return max(2.0 ** (element.emin - element.mantissa), 2.0 ** ceil(log(element.largest / INT8.code_max, 2)))
 
 
 def _bits(x: Tensor, element: Element, width: int) -> Tensor:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from haqsearch.quant.families.family import Field, blocks, ceil_div, spread
+from haqsearch.quant.families.family import Field, Steps, blocks, ceil_div, first, spread, symmetric
 from haqsearch.spec import Format
 
 VECTOR, SCALE_WIDTH = 16, 4
@@ -42,3 +42,12 @@ class VSQ:
     def decode(parts: Mapping[str, Tensor], format: Format) -> Tensor:
         s = spread(parts["vector_scale"].double(), VECTOR, parts["codes"].shape[1])
         return parts["codes"].double() * s * parts["scale"].double()
+
+    @staticmethod
+    def steps(format: Format) -> Steps:
+        return Steps(VECTOR, symmetric(2 ** (format.width - 1) - 1), torch.arange(1, 2**SCALE_WIDTH))
+
+    @staticmethod
+    def held(level: Tensor, step: Tensor, format: Format) -> dict[str, Tensor]:
+        scale = torch.ones(len(level), 1)
+        return {"codes": level.int(), "vector_scale": first(step, VECTOR).int(), "scale": scale}
