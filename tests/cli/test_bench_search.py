@@ -17,6 +17,7 @@ from haqsearch.search.records import best_of, read_records
 from haqsearch.search.storage import load_study
 
 from .conftest import DIGITS, command
+from .forks import Forked
 from .test_kill import kill_when
 
 EVALUATIONS = 8
@@ -93,8 +94,8 @@ def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(base):
         for count in (chance.randint(1, 10), chance.randint(12, 24))
     )
     assert killed == 2, "it ended before it could be killed: the test says nothing"
-    result = command(*asked, cwd=base)
-    assert result.code == 0, result.err
+    last = Forked(asked, base)
+    assert last.wait() == 0, last.err()
     assert outcome(folder) == outcome(base / "whole")
     assert all(len(read_records(load_study(path, "search"))) == EVALUATIONS for path in journals(folder))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,8 @@ import pytest
 
 from haqsearch.spec import Policy
 
-from .conftest import ENVIRONMENT, EVALUATIONS, HAQSEARCH, command, trials
+from .conftest import EVALUATIONS, trials
+from .forks import Forked
 
 
 def evaluated(folder: Path) -> int:
@@ -25,9 +25,7 @@ def evaluated(folder: Path) -> int:
 
 def kill_when(arguments: list[str], cwd: Path, reached: Callable[[], bool], delay: float) -> bool:
     """Start the command and kill it ``delay`` seconds after ``reached`` holds; whether it was still running then."""
-    process = subprocess.Popen(
-        [*HAQSEARCH, *arguments], cwd=cwd, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
+    process = Forked(arguments, cwd)
     try:
         end = time.monotonic() + 120
         while process.poll() is None and not reached() and time.monotonic() < end:
@@ -36,9 +34,8 @@ def kill_when(arguments: list[str], cwd: Path, reached: Callable[[], bool], dela
         alive = process.poll() is None
     finally:
         process.kill()
-        _, err = process.communicate()
-    assert not alive or process.returncode == -signal.SIGKILL
-    assert alive or process.returncode == 0, err.decode()
+        code = process.wait()
+    assert code == (-signal.SIGKILL if alive else 0), process.err()
     return alive
 
 
@@ -56,8 +53,8 @@ def search_with_kills(finished, folder: Path, moments: list[tuple[str, int, floa
         if (folder / "best.json").exists():
             Policy.from_json(json.loads((folder / "best.json").read_text()))
     assert killed >= len(moments) - 1, "the run ended before it could be killed: the test says nothing"
-    result = command(*arguments, cwd=folder.parent)
-    assert result.code == 0, result.err
+    last = Forked(arguments, folder.parent)
+    assert last.wait() == 0, last.err()
 
     whole, pieces = trials(finished.folder), trials(folder)
     assert len(pieces) == EVALUATIONS == len({row["policy_digest"] for row in pieces})

@@ -16,7 +16,7 @@ from haqsearch.search.records import Record, best_of, read_records
 from haqsearch.search.storage import JOURNAL, load_study
 from haqsearch.spec import Policy
 
-EVALUATIONS, PAUSE, KILLS = 24, 0.04, 5
+EVALUATIONS, PAUSE, KILLS = 18, 0.02, 3
 
 
 def start(folder: Path, agent: str) -> subprocess.Popen:
