@@ -14,11 +14,13 @@ import typer
 from haqsearch.cli.options import DataRoot, Overrides, RecipePath, assemble, results_folder
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from torch import Tensor
 
     from haqsearch.cli.assemble import Assembly
     from haqsearch.evaluate import Prepared
-    from haqsearch.spec import Format, Policy
+    from haqsearch.spec import Choice, Format, Policy
 
 SCHEMA_VERSION = 1
 _PRESETS = "plain,fast,accurate"
@@ -217,39 +219,88 @@ def page(folder: Path) -> str:
 
 
 def markdown(content: dict[str, Any]) -> str:
-    """One table: accuracy on the report split by preset and width, and what it took."""
-    presets = content["presets"]
-    pairs = list(dict.fromkeys(pair for row in presets.values() for pair in row["cells"]))
-    splits, where = content["splits"], content["environment"]
-    edges = " and ".join(content["fixed"])
+    """A model's tables: accuracy on the report split by preset and width, and by weight format, and what it took."""
+    from haqsearch.spec import Choice
+
+    pairs = list(dict.fromkeys(pair for row in content["presets"].values() for pair in row["cells"]))
+    choices = {pair: Choice.parse(pair) for pair in pairs}
+    integers = {pair: choice for pair, choice in choices.items() if not choice.weight.is_decoded}
+    activations = {choice.activation for pair, choice in choices.items() if pair not in integers}
+    parts = [f"## {content['model']} on {content['data']}", ""]
+    if not all(choice.activation in activations for choice in integers.values()):
+        parts += [*_by_width(content, integers), ""]
+    for activation in sorted(activations):
+        parts += [*_by_format(content, {p: c for p, c in choices.items() if c.activation == activation}), ""]
+    return "\n".join([*parts, _legend(content), "", _origin(content)])
+
+
+def _by_width(content: dict[str, Any], choices: dict[str, Choice]) -> list[str]:
+    """A row for each preset, a column for each of ``choices``."""
+    from haqsearch.spec import Choice
+
     rows = [
-        f"## {content['model']} on {content['data']}",
-        "",
-        f"| | {' | '.join(pair.upper() for pair in pairs)} | preparing, once | a policy |",
-        "|---" * (len(pairs) + 3) + "|",
+        f"| | {' | '.join(pair.upper() for pair in choices)} | preparing, once | a policy |",
+        "|---" * (len(choices) + 3) + "|",
     ]
-    for preset, row in presets.items():
-        cells = [f"{row['cells'][pair]['accuracy']:.2%}" if pair in row["cells"] else "" for pair in pairs]
-        once = _seconds(_total(row["prepare"].values()))
-        each = max((cell["policy"] for cell in row["cells"].values()), key=lambda s: s["wall_s"])
-        rows.append(f"| `{preset}` | {' | '.join(cells)} | {once} | {_seconds(each)} |")
-    commits = sorted({cell["commit"] for row in presets.values() for cell in row["cells"].values()})
-    return "\n".join(
-        [
-            *rows,
-            "",
-            f"Float: {content['float_accuracy']:.2%}. Top-1 of the integer program on the {splits['report']:,} images of the "
-            f"report split; {edges} at 8 bits, all other layers at the widths above; {splits['calibrate']:,} calibration images "
-            "of the calibrate split, no labels. "
-            f"One standard error of an accuracy is {_error(content):.2%}. Seconds: wall clock (processor); the longest policy.",
-            "",
-            f"Made by `haqsearch ptq-table searches/{content['recipe']}.toml`, commit {', '.join(commits)}: "
-            f"{where['processor']}, {where['cores']} cores, torch {where['torch']}, Python {where['python']}.",
-        ]
+    formats = {"calibrate", str(Choice.parse(_EDGES).weight), *(str(choice.weight) for choice in choices.values())}
+    for preset, row in content["presets"].items():
+        if own := [pair for pair in choices if pair in row["cells"]]:
+            once = _seconds(_total([part for name, part in row["prepare"].items() if name in formats]))
+            each = max((row["cells"][pair]["policy"] for pair in own), key=lambda s: s["wall_s"])
+            rows.append(f"| `{preset}` | {' | '.join(_cells(row, choices))} | {once} | {_seconds(each)} |")
+    return rows
+
+
+def _by_format(content: dict[str, Any], choices: dict[str, Choice]) -> list[str]:
+    """A row for each weight format of ``choices``, narrowest first; a column for each preset that has one of them."""
+    presets = {
+        preset: row
+        for preset, row in content["presets"].items()
+        if any(pair in row["cells"] and choice.weight.is_decoded for pair, choice in choices.items())
+    }
+    activation = next(iter(choices.values())).activation
+    columns = [f"`{preset}` | preparing" for preset in presets]
+    rows = [
+        f"By weight format, activations {activation}. Bits as stored, with what blocks share; all have a scale by channel:",
+        "",
+        f"| weights | bits | {' | '.join(columns)} |",
+        "|---" * (2 * len(columns) + 2) + "|",
+    ]
+    for pair, choice in sorted(choices.items(), key=lambda item: (item[1].weight.bits, item[1])):
+        figures = [f"{_cells(row, [pair])[0]} | {_once(row, choice)}" for row in presets.values()]
+        rows.append(f"| `{choice.weight}` | {choice.weight.bits:g} | {' | '.join(figures)} |")
+    return rows
+
+
+def _cells(row: dict[str, Any], pairs: Iterable[str]) -> list[str]:
+    return [f"{row['cells'][pair]['accuracy']:.2%}" if pair in row["cells"] else "" for pair in pairs]
+
+
+def _once(row: dict[str, Any], choice: Choice) -> str:
+    part = row["prepare"].get(str(choice.weight))
+    return _seconds(part) if part else ""
+
+
+def _legend(content: dict[str, Any]) -> str:
+    splits, edges = content["splits"], " and ".join(content["fixed"])
+    return (
+        f"Float: {content['float_accuracy']:.2%}. Top-1 of the integer program on the {splits['report']:,} images of the "
+        f"report split; {edges} at 8 bits, all other layers at the widths above; {splits['calibrate']:,} calibration images "
+        "of the calibrate split, no labels. "
+        f"One standard error of an accuracy is {_error(content):.2%}. Seconds: wall clock (processor); the longest policy."
     )
 
 
-def _total(parts: Any) -> dict[str, float]:
+def _origin(content: dict[str, Any]) -> str:
+    where = content["environment"]
+    commits = sorted({cell["commit"] for row in content["presets"].values() for cell in row["cells"].values()})
+    return (
+        f"Made by `haqsearch ptq-table searches/{content['recipe']}.toml`, commit {', '.join(commits)}: "
+        f"{where['processor']}, {where['cores']} cores, torch {where['torch']}, Python {where['python']}."
+    )
+
+
+def _total(parts: list[dict[str, float]]) -> dict[str, float]:
     return {key: sum(part[key] for part in parts) for key in ("wall_s", "processor_s")}
 
 

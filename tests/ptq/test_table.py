@@ -70,6 +70,23 @@ def test_a_table_goes_on_where_it_was_and_its_cells_are_those_of_evaluate(call, 
     )
 
 
+def test_weight_formats_have_rows_beside_the_integers_of_the_same_activations(call, folder):
+    widths = "w8a8,w4a8,vsq4/uint8,int4:group=16/uint8"
+    assert call("ptq-table", RECIPE, "--presets", "plain", "--widths", widths, "--out", "formats").exit_code == 0
+    content = json.loads((folder / "formats" / "digits-bismo-edge.json").read_text())
+    lines = (folder / "formats" / "README.md").read_text().splitlines()
+    cells = content["presets"]["plain"]["cells"]
+    assert cells.keys() == set(widths.split(","))
+    for pair, row in [
+        ("w4a8", "| `int4` | 4 |"),
+        ("vsq4/uint8", "| `vsq4` | 4.25 |"),
+        ("int4:group=16/uint8", "| `int4:group=16` | 6 |"),
+    ]:
+        assert any(line.startswith(f"{row} {cells[pair]['accuracy']:.2%} |") for line in lines)
+    assert cells["vsq4/uint8"]["kl"] < cells["w4a8"]["kl"]
+    assert not any("W4A8" in line for line in lines)  # all is in the one table
+
+
 def test_cells_of_another_recipe_are_left_out(call, folder):
     call("ptq-table", RECIPE, "--presets", "plain", "--widths", "w8a8", "--out", "other")
     call("ptq-table", RECIPE, "--presets", "plain", "--widths", "w4a4", "--out", "other", "--set", "split.search=100")
