@@ -1,15 +1,14 @@
-"""Best-so-far curves as one plain SVG: no library, no script, and a file that a diff can show."""
+"""Best-so-far curves as one plain SVG."""
 
 from __future__ import annotations
 
-import html
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import ceil, floor, isfinite, log10
+from math import isfinite, log10
 
-# Okabe-Ito, which differ for most eyes; dashes tell the rest apart.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#1C2430", "#8A94A0")
-DASHES = ("", "6 3", "2 3")
+from haqsearch.report.svg import COLOURS, GRID, LINE, opening, text, ticks
+
+DASHES = ("", "6 3", "2 3")  # tell curves of one colour apart
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 380, 64, 170, 28, 44
 
 
@@ -43,21 +42,19 @@ def draw(curves: Sequence[Curve], title: str, x_title: str, y_title: str) -> str
         return round(TOP + (HEIGHT - TOP - BOTTOM) * (high - scale(y)) / (high - low), 1)
 
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
-        'font-family="system-ui, sans-serif" font-size="12" fill="#1C2430">',
-        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#FFFFFF"/>',
-        _text(LEFT, 18, title, 'font-weight="600"'),
+        opening(WIDTH, HEIGHT),
+        text(LEFT, 18, title, 'font-weight="600"'),
     ]
-    for y in _ticks(low, high, log):
-        parts.append(f'<path d="M{LEFT} {py(y)}H{WIDTH - RIGHT}" stroke="#E8EBEF"/>')
-        parts.append(_text(LEFT - 6, py(y) + 4, f"{y:g}", 'text-anchor="end"'))
-    for x in _ticks(0.0, last, False):
-        parts.append(f'<path d="M{px(x)} {HEIGHT - BOTTOM}v4" stroke="#8A94A0"/>')
-        parts.append(_text(px(x), HEIGHT - BOTTOM + 18, f"{x:g}", 'text-anchor="middle"'))
-    parts.append(f'<path d="M{LEFT} {HEIGHT - BOTTOM}H{WIDTH - RIGHT}" stroke="#8A94A0"/>')
-    parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, x_title, 'text-anchor="middle"'))
+    for y in ticks(low, high, log):
+        parts.append(f'<path d="M{LEFT} {py(y)}H{WIDTH - RIGHT}" stroke="{GRID}"/>')
+        parts.append(text(LEFT - 6, py(y) + 4, f"{y:g}", 'text-anchor="end"'))
+    for x in ticks(0.0, last, False):
+        parts.append(f'<path d="M{px(x)} {HEIGHT - BOTTOM}v4" stroke="{LINE}"/>')
+        parts.append(text(px(x), HEIGHT - BOTTOM + 18, f"{x:g}", 'text-anchor="middle"'))
+    parts.append(f'<path d="M{LEFT} {HEIGHT - BOTTOM}H{WIDTH - RIGHT}" stroke="{LINE}"/>')
+    parts.append(text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, x_title, 'text-anchor="middle"'))
     middle = (TOP + HEIGHT - BOTTOM) / 2
-    parts.append(_text(16, middle, y_title, f'text-anchor="middle" transform="rotate(-90 16 {middle:g})"'))
+    parts.append(text(16, middle, y_title, f'text-anchor="middle" transform="rotate(-90 16 {middle:g})"'))
     for number, curve in enumerate(curves):
         colour, dash = COLOURS[number % len(COLOURS)], DASHES[number // len(COLOURS) % len(DASHES)]
         style = f'stroke="{colour}" stroke-width="2" stroke-dasharray="{dash}"'
@@ -71,12 +68,8 @@ def draw(curves: Sequence[Curve], title: str, x_title: str, y_title: str) -> str
         parts.append(f'<polyline points="{line}" fill="none" {style}/>')
         y = TOP + 8 + 18 * number
         parts.append(f'<path d="M{WIDTH - RIGHT + 14} {y}h22" {style}/>')
-        parts.append(_text(WIDTH - RIGHT + 42, y + 4, curve.name, ""))
+        parts.append(text(WIDTH - RIGHT + 42, y + 4, curve.name))
     return "\n".join([*parts, "</svg>"]) + "\n"
-
-
-def _text(x: float, y: float, text: str, style: str) -> str:
-    return f'<text x="{x:g}" y="{y:g}" {style}>{html.escape(text)}</text>'
 
 
 def _steps(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -92,16 +85,3 @@ def _steps(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
         for i, point in enumerate(found)
         if i in (0, len(found) - 1) or not found[i - 1][1] == point[1] == found[i + 1][1]
     ]
-
-
-def _ticks(low: float, high: float, log: bool) -> list[float]:
-    """Round values between ``low`` and ``high``, which are powers of ten if ``log``."""
-    if log:
-        decades = range(floor(low), ceil(high) + 1)
-        steps = (1, 2, 5) if high - low > 0.7 else (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)
-        found = [step * 10.0**decade for decade in decades for step in steps]
-        return [value for value in found if low <= log10(value) <= high]
-    rough = (high - low) / 6
-    size = 10.0 ** floor(log10(rough))
-    step = next(size * m for m in (1, 2, 5, 10) if size * m >= rough)
-    return [step * i for i in range(ceil(low / step), floor(high / step) + 1)]

@@ -12,10 +12,10 @@ import plotly.graph_objects as go
 from haqsearch.files import write_text_atomic
 from haqsearch.report.figures import BLUE, GREEN, GREY, INK, ORANGE, RED, label, styled
 from haqsearch.report.page import page, place
+from haqsearch.report.scatter import UNITS
 
 _COLOURS = (BLUE, ORANGE, GREEN, RED, "#56B4E9", "#CC79A7", "#F0E442", INK)
 _SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "x", "star", "hexagon")
-_UNITS = {"latency_s": "seconds", "energy_j": "joule"}
 
 
 def write_scatter(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -72,7 +72,7 @@ def _scatter(rows: Sequence[Mapping[str, Any]], metric: str) -> go.Figure:
         line = {"color": GREY, "width": 1, "dash": dash}
         y = [end * factor for end in ends]
         traces.append(go.Scatter(x=ends, y=y, mode="lines", line=line, hoverinfo="skip", showlegend=False))
-    unit = _UNITS.get(metric, metric)
+    unit = UNITS.get(metric, metric)
     figure = styled(traces, 620, showlegend=True, legend={"orientation": "h", "y": -0.15})
     figure.update_xaxes(type="log", title=f"published, {unit}", exponentformat="e")
     figure.update_yaxes(type="log", title=f"predicted, {unit}", exponentformat="e")

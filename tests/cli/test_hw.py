@@ -142,15 +142,16 @@ def test_compare_is_the_costs_of_every_policy_on_every_device(call, project):
 
 
 def test_validate_writes_rows_table_and_scatter_plot(call, tmp_path):
-    result = call("hw", "validate", "cortex-m7", "--out", "out", "--json", cwd=tmp_path)
+    result = call("hw", "validate", "cortex-m7", "--out", "out", "--html", "page.html", "--json", cwd=tmp_path)
     assert result.code == 0, result.err
     found = json.loads(result.out)
     assert found["held"] and {s["set"] for s in found["sets"]} == {"stm32h7_convolutions", "stm32h7_depthwise"}
     assert all(row["error"] == row["predicted"] / row["published"] - 1 for row in found["rows"])
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "validation.csv", "validation.md", "validation.html",
+        "validation.csv", "validation.md", "validation-latency_s.svg",
     }  # fmt: skip
-    page = (tmp_path / "out" / "validation.html").read_text()
+    assert "(validation-latency_s.svg)" in (tmp_path / "out" / "validation.md").read_text()
+    page = (tmp_path / "page.html").read_text()
     assert "stm32h7_depthwise" in page and "default-src 'none'" in page
     table = call("hw", "validate", "cortex-m7", cwd=tmp_path).out
     assert "held   stm32h7_depthwise cortex-m7 latency_s: max <= 2%" in table

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 def command(
     name: Annotated[str, typer.Argument(metavar="[NAME]", help="A device, or a set of figures (default: all).")] = "",
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Also write rows, table and scatter plot there.")
+        Path | None, typer.Option("--out", metavar="DIR", help="Also write rows, table and scatter plots there.")
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Also write the plots as a page to point at.")
     ] = None,
     json: AsJson = False,
 ) -> None:
@@ -29,6 +32,10 @@ def command(
     rows = validate.rows(name)
     if out is not None:
         _write(out, rows)
+    if html is not None:
+        from haqsearch.report.hardware import write_scatter
+
+        write_scatter(html, validate.as_json(rows)["rows"])
     if json:
         from json import dumps
 
@@ -41,13 +48,17 @@ def command(
 
 def _write(folder: Path, rows: list[Row]) -> None:
     from haqsearch.files import write_text_atomic
-    from haqsearch.report.hardware import write_scatter
+    from haqsearch.report.scatter import draw
     from hwmodels import validate
 
     folder.mkdir(parents=True, exist_ok=True)
+    records, figures = validate.as_json(rows)["rows"], []
+    for metric in dict.fromkeys(row["metric"] for row in records):
+        figure = draw([row for row in records if row["metric"] == metric], metric)
+        write_text_atomic(folder / f"validation-{metric}.svg", figure)
+        figures.append(f"![Predicted against published: {metric}](validation-{metric}.svg)\n")
     write_text_atomic(folder / "validation.csv", validate.as_csv(rows))
-    write_text_atomic(folder / "validation.md", validate.as_markdown(rows))
-    write_scatter(folder / "validation.html", validate.as_json(rows)["rows"])
+    write_text_atomic(folder / "validation.md", "\n".join([validate.as_markdown(rows), *figures]))
 
 
 def _print(rows: list[Row]) -> None:
