@@ -112,6 +112,7 @@ class Recipe(_Section):
     budget: tuple[str, ...]
     agent: str = "funnel"
     objective: Literal["accuracy", "loss", "kl", "logit_mse"] = "logit_mse"
+    sensitivity: str = "objective"
     weight_bits: tuple[int, ...] = Field((2, 3, 4, 5, 6, 7, 8), min_length=1)
     weight_formats: tuple[str, ...] = ()
     activation_bits: tuple[int, ...] = Field((2, 3, 4, 5, 6, 7, 8), min_length=1)
@@ -223,6 +224,8 @@ class Recipe(_Section):
             del content["ptq"]["steps"]  # as before there were any: runs go on
         if not self.prune_dominated:
             del content["prune_dominated"]  # likewise
+        if self.sensitivity == "objective":
+            del content["sensitivity"]  # likewise
         if not self.ladder.rungs:
             del content["ladder"]  # likewise
         for key in ("tradeoff", "weight_formats", "warm_start"):

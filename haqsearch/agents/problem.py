@@ -66,7 +66,10 @@ class Problem:
 
     @cached_property
     def sensitivity(self) -> Sensitivity:
-        """What each decision alone does to the objective. Raises SearchError if nobody can measure it here."""
+        """What each decision alone does to the objective, or to a stand-in for it: ratios count, not the unit.
+
+        Raises SearchError if nobody can measure it here.
+        """
         if self.measure is None:
             raise SearchError(
                 "this agent adds up a sensitivity table, and the problem has none: give Problem(measure=...), a function that "

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from haqsearch.agents import Agent, Problem
     from haqsearch.data import DataSet, Splits
     from haqsearch.evaluate import Evaluator, Prepared
-    from haqsearch.evaluate.sensitivity import Sensitivities
+    from haqsearch.evaluate.sensitivity import Sensitivities, Which
     from hwmodels import HardwareModel, Meter
 
 
@@ -198,20 +198,40 @@ class Assembly:
 
     @cached_property
     def sensitivities(self) -> Sensitivities:
-        """Sensitivity tables of the recipe's search space on its search split, kept in the run folder."""
+        """Sensitivity tables of the recipe's search space, kept in the run folder."""
         from haqsearch.evaluate.sensitivity import Sensitivities
 
         return Sensitivities(self.evaluator, self.space, self.out)
 
     @property
-    def sensitivity_measure(self) -> str:
-        """What agents add up: the recipe's objective, but the logits' error in place of accuracy, which saturates."""
-        return "logit_mse" if self.recipe.objective == "accuracy" else self.recipe.objective
+    def sensitivity_measure(self) -> Which:
+        """What agents add up: as the recipe's ``sensitivity`` says."""
+        return self.sensitivity_by(self.recipe.sensitivity)
+
+    def sensitivity_by(self, text: str, key: str = "sensitivity") -> Which:
+        """What ``text``, given as ``key``, stands for: an objective or a measure; RecipeError with the mend if for nothing.
+
+        ``objective`` is the recipe's own, but the logits' error in place of accuracy, which saturates.
+        """
+        from haqsearch.evaluate.measures import MEASURES
+
+        if text == "objective":
+            return "logit_mse" if self.recipe.objective == "accuracy" else self.recipe.objective
+        if text in OBJECTIVES or text in MEASURES:
+            return text
+        known = {"objective": "", **dict.fromkeys(OBJECTIVES, ""), **MEASURES}
+        found = self.names.function(key, text, known)
+        from haqsearch.evaluate.measures.base import Measure
+
+        if not (inspect.isclass(found) and issubclass(found, Measure)):
+            raise RecipeError(f"{key} = {text!r} is no subclass of haqsearch.evaluate.measures.base.Measure")
+        return found
 
     @cached_property
     def sensitivity(self) -> Sensitivity:
         """The table of ``sensitivity_measure``, measured on first use."""
-        return self.sensitivities.table(self.sensitivity_measure)
+        with self.names.users_code(f"sensitivity = {self.recipe.sensitivity!r}"):
+            return self.sensitivities.table(self.sensitivity_measure)
 
     @cached_property
     def warm_starts(self) -> tuple[Policy, ...]:
@@ -236,6 +256,7 @@ class Assembly:
         kind = self.names.function("agent", self.recipe.agent, AGENTS)
         if inspect.isclass(kind) and issubclass(kind, Agent):  # what is none is refused when it is built
             check_tradeoff(self.recipe.agent, kind, self.recipe.tradeoff)
+        self.sensitivity_by(self.recipe.sensitivity)
         _ = self.device, self.splits
         if self.recipe.weights:
             self.check_prepared()

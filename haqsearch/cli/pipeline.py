@@ -151,7 +151,9 @@ class Run:
         """What each width of each layer does to the score alone: measured once, kept variable by variable."""
         a = self.assembly
         count = sum(len(v.candidates) - 1 for v in a.space.variables) + 1
-        self.say(f"measuring the sensitivity of {len(a.space.variables)} variables: {count} evaluations, once")
+        calculated = a.sensitivities.calculated(a.sensitivity_measure)
+        how = f"calculated by {calculated.measure.name}" if calculated else f"{count} evaluations"
+        self.say(f"measuring the sensitivity of {len(a.space.variables)} variables: {how}, once")
         _ = a.problem.sensitivity
         self.clock.tick()
 

@@ -1,4 +1,5 @@
-"""Sensitivity tables, measured: each variable is narrowed alone, and the whole integer network is scored.
+"""Sensitivity tables: of an objective measured - each variable is narrowed alone, and the whole integer network is scored - or
+calculated by one of ``measures``, without evaluating a policy.
 
 Kept on disk, variable by variable, for the network, data, methods and candidates that they were measured with and no others: a
 killed process loses one variable at most, and a table cannot go stale.
@@ -6,30 +7,31 @@ killed process loses one variable at most, and a table cannot go stale.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from haqsearch.errors import SearchError
-from haqsearch.evaluate.cache import code_digest
 from haqsearch.evaluate.evaluator import Evaluator
+from haqsearch.evaluate.measures import MEASURES, measure_called
+from haqsearch.evaluate.measures.base import Calculated, Measure, digest_of
 from haqsearch.files import write_json_atomic
 from haqsearch.spec import OBJECTIVES, Evaluation, SearchSpace, Sensitivity
 
-MEASURES = tuple(OBJECTIVES)
+Which = str | type[Measure]
+"""An objective's name, one of ``MEASURES``, or a measure from elsewhere."""
+
 _NARROWEST = 3  # candidates of a variable whose interactions are measured
 
 
 class Sensitivities:
-    """Every measure's sensitivity table of ``space``, by ``evaluator``, on its search split.
+    """Sensitivity tables of ``space``: by every objective, from one set of scores of ``evaluator`` on its search split; by a
+    measure, from its calibrate split.
 
     folder   where they are kept (in ``sensitivity/DIGEST.json``); None: nowhere
-    samples  of the search split, from its start; None: all
+    samples  of the search split, from its start; None: all. This and what follows are of measured tables
     pairs    of how many of the most sensitive variables the interactions are measured, each pair at their three narrowest
              candidates (as CLADO does for all layers; Deng et al., 2023); 0: none
     within   whether each layer's weight and activation are measured together too, at every pair of candidates
@@ -46,22 +48,15 @@ class Sensitivities:
 
     @property
     def digest(self) -> str:
-        """Of all that the tables depend on."""
+        """Of all that the measured tables depend on."""
         if self._digest is None:
             prepared, splits = self.evaluator.prepared, self.evaluator.splits
-            steps = getattr(getattr(prepared.weight, "pipeline", None), "steps", "")
-            names = [(v.name, *map(str, v.candidates)) for v in self.space.variables]
-            text = f"{code_digest()} {torch.__version__} {prepared.graph.digest} {steps} {names} {self.samples}"
-            content = hashlib.sha256(text.encode())
-            for tensor in (splits.calibrate[0], *splits.search):
-                content.update(str(tuple(tensor.shape)).encode())
-                content.update(tensor.contiguous().numpy().tobytes())
-            self._digest = content.hexdigest()[:16]
+            self._digest = digest_of(prepared, self.space, self.samples, (splits.calibrate[0], *splits.search))
         return self._digest
 
     @property
     def file(self) -> Path | None:
-        """Where the tables are kept."""
+        """Where all that was measured is kept."""
         return self.folder / f"{self.digest}.json" if self.folder else None
 
     def measured(self, on_step: Callable[[int, int], None] = lambda done, whole: None) -> dict[str, dict[str, Any]]:
@@ -77,18 +72,32 @@ class Sensitivities:
         self._measure(list(self._wanted_pairs(known)), known, on_step)
         return known
 
-    def table(self, measure: str = "kl", on_step: Callable[[int, int], None] = lambda done, whole: None) -> Sensitivity:
-        """The table of one of ``MEASURES``. Raises SearchError for another, or if an evaluation fails."""
-        if measure not in MEASURES:
-            raise SearchError(f"no sensitivity by {measure!r}: there are {', '.join(MEASURES)}")
-        return self._by_objective(measure, self._formats, self.measured(on_step))
+    def table(self, by: Which = "kl", on_step: Callable[[int, int], None] = lambda done, whole: None) -> Sensitivity:
+        """The table by an objective or a measure; ``on_step`` hears of evaluations, or of samples, done and their number.
 
-    def kept(self, measure: str = "kl") -> Sensitivity | None:
+        Raises SearchError for what is neither, or if an evaluation fails; what the measure raises.
+        """
+        if calculated := self.calculated(by):
+            return calculated.table(on_step)
+        return self._by_objective(str(by), self._formats, self.measured(on_step))
+
+    def calculated(self, by: Which) -> Calculated | None:
+        """The keeper of a measure's table; None for an objective's. Raises SearchError for what is neither."""
+        if isinstance(by, str) and by not in MEASURES:
+            if by not in OBJECTIVES:
+                raise SearchError(f"no sensitivity by {by!r}: there are {', '.join([*OBJECTIVES, *MEASURES])}")
+            return None
+        measure = measure_called(by) if isinstance(by, str) else by
+        return Calculated(measure, self.evaluator.prepared, self.evaluator.splits, self.space, self.folder)
+
+    def kept(self, by: Which = "kl") -> Sensitivity | None:
         """The table, if all of it lies on disk; None otherwise. Nothing is evaluated."""
+        if calculated := self.calculated(by):
+            return calculated.kept()
         if not (self.file and self.file.is_file()):
             return None
         known = json.loads(self.file.read_text(encoding="utf-8"))
-        return None if any(self._wanted(known)) else self._by_objective(measure, self._formats, known)
+        return None if any(self._wanted(known)) else self._by_objective(str(by), self._formats, known)
 
     # -- whole networks ---------------------------------------------------------------------------------------------
 

@@ -19,7 +19,9 @@ Table = tuple[tuple[float, ...], ...]
 class Sensitivity:
     """Rise of ``measure`` when one variable leaves its widest candidate and all others keep theirs.
 
-    measure  what was measured, always made small: an objective's name, ``output_mse`` or ``hessian``
+    measure  what rises, always made small: an objective (``spec.OBJECTIVES``), measured on whole networks, or the name of a
+             measure calculated without evaluating any (``haqsearch.evaluate.measures``: ``output_mse``, ``hessian``, a user's).
+             Each has its own unit; agents go by ratios alone: a table multiplied by a number is the same to them
     base     its value with every variable at its widest
     rise     per variable the rise at each of ``formats``, few bits to many; 0 at the last
     formats  per variable its candidates, as text

@@ -14,6 +14,7 @@ from scipy.stats import spearmanr
 from haqsearch.cli.bench.devices import BEGIN, END
 from haqsearch.cli.bench.ranks import rank_agreement, spearman
 from haqsearch.cli.bench.search_page import device_table, fidelities
+from haqsearch.evaluate.measures import MEASURES
 from haqsearch.spec import OBJECTIVES, Policy
 
 from .conftest import DIGITS
@@ -54,11 +55,13 @@ def test_fidelity_ranks_policies_on_every_rung(base, call):
         3,
     ]
     by_name = {(rung["rung"], rung["objective"]): rung for rung in found["rungs"]}
-    assert len(by_name) == 4 * len(OBJECTIVES) + 1
-    added = [row["scores"]["sensitivity"]["kl"] for row in rows]
-    assert by_name["sensitivity", "kl"]["with_next"]["spearman"] == pytest.approx(
-        spearmanr(added, [row["scores"]["ptq:100"]["kl"] for row in rows]).statistic, abs=1e-3
-    )
+    assert len(by_name) == 4 * len(OBJECTIVES) + 1 + 2 * len(MEASURES)
+    for rung in ("sensitivity", *MEASURES):
+        added = [row["scores"][rung]["kl"] for row in rows]
+        assert by_name[rung, "kl"]["next"] == "ptq:100"
+        assert by_name[rung, "kl"]["with_next"]["spearman"] == pytest.approx(
+            spearmanr(added, [row["scores"]["ptq:100"]["kl"] for row in rows]).statistic, abs=1e-3
+        )
     for name, objective in OBJECTIVES.items():
         part, whole = (np.array([row["scores"][rung][name] for row in rows]) for rung in ("ptq:100", "ptq"))
         with_next = by_name["ptq:100", name]["with_next"]

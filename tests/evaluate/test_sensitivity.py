@@ -8,8 +8,8 @@ import pytest
 
 from haqsearch.errors import SearchError
 from haqsearch.evaluate import Evaluator
-from haqsearch.evaluate.sensitivity import MEASURES, Sensitivities
-from haqsearch.spec import SearchSpace
+from haqsearch.evaluate.sensitivity import Sensitivities
+from haqsearch.spec import OBJECTIVES, SearchSpace
 from haqsearch.testing.toy import ShapeCosts
 
 
@@ -26,7 +26,7 @@ def space(evaluator):
 def test_a_rise_is_the_difference_of_two_evaluations(evaluator, space):
     base = evaluator.evaluate(space.policy([len(v.candidates) - 1 for v in space.variables]))
     tables = Sensitivities(evaluator, space)
-    for measure in MEASURES:
+    for measure in OBJECTIVES:
         sign = -1 if measure == "accuracy" else 1
         table = tables.table(measure)
         assert table.check(space).base == sign * base.scores[measure]
@@ -95,5 +95,5 @@ def test_within_layers_a_prediction_is_the_measurement(evaluator, space):
 
 
 def test_what_cannot_be_measured_is_said(evaluator, space):
-    with pytest.raises(SearchError, match="no sensitivity by 'hope'"):
+    with pytest.raises(SearchError, match=r"no sensitivity by 'hope': there are accuracy.*hessian"):
         Sensitivities(evaluator, space).table("hope")

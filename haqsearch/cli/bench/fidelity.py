@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from haqsearch.cli.bench.stages import Stage
     from haqsearch.cli.finish import Candidate
     from haqsearch.evaluate.cache import Scored
-    from haqsearch.spec import Policy
+    from haqsearch.spec import Policy, Sensitivity
 
 SCHEMA_VERSION = 1
 PARTS = (100, 250, 500)  # samples of the search split
@@ -58,6 +58,8 @@ def command(
     drawn = draw(stage, policies, seed)
     say(f"{recipe.stem}: {len(drawn)} policies drawn")
     measured = Measured(stage, drawn, accurate, trained, say)
+    with waiting(out / WORK / "sensitivity.lock"):
+        _ = measured.tables
     content = {
         "schema_version": SCHEMA_VERSION,
         **about(stage),
@@ -143,8 +145,9 @@ def _inside(problem: Problem, policy: Policy) -> Policy:
 
 @dataclass(frozen=True)
 class Measured:
-    """Scores of ``drawn`` at every rung: ``sensitivity``, what each decision alone adds; ``ptq:100`` on the first 100 search
-    samples, .., ``ptq`` on all; ``accurate``, rounded in network order; ``qat``, fine-tuned."""
+    """Scores of ``drawn`` at every rung: ``sensitivity``, what each decision alone adds, and before it the same by measures that
+    are calculated; ``ptq:100`` on the first 100 search samples, .., ``ptq`` on all; ``accurate``, rounded in network order;
+    ``qat``, fine-tuned."""
 
     stage: Stage
     drawn: Sequence[Drawn]
@@ -158,7 +161,20 @@ class Measured:
         samples = len(self.stage.assembly.splits.search[0])
         parts = [f"ptq:{part}" for part in PARTS if part < samples]
         dear = [name for name, count in (("accurate", self.accurate), ("qat", self.trained)) if count]
-        return (SENSITIVITY, *parts, "ptq", *dear)
+        return (*self.tables, *parts, "ptq", *dear)
+
+    def next(self, rung: str) -> str:
+        """The rung that ``rung`` is to predict; of the additive ones the first that is evaluated. Empty: it is the last."""
+        left = [other for other in self.chain[self.chain.index(rung) + 1 :] if other not in self.tables]
+        return left[0] if left else ""
+
+    @cached_property
+    def tables(self) -> dict[str, Sensitivity]:
+        """The additive rungs: the sensitivity table that agents go by, and those of the measures that it is not by."""
+        from haqsearch.evaluate.measures import MEASURES
+
+        own, of = self.stage.assembly.problem.sensitivity, self.stage.assembly.sensitivities
+        return {**{name: of.table(name) for name in MEASURES if name != own.measure}, SENSITIVITY: own}
 
     @cached_property
     def table(self) -> list[dict[str, Any]]:
@@ -166,7 +182,7 @@ class Measured:
         problem = self.stage.assembly.problem
         rows: list[dict[str, Any]] = []
         for number, drawn in enumerate(self.drawn, start=1):
-            found = {SENSITIVITY: self._predicted(drawn.policy)}
+            found = {rung: self._predicted(table, drawn.policy) for rung, table in self.tables.items()}
             for rung in self.chain:
                 if rung.startswith("ptq"):
                     part = (0, int(rung.partition(":")[2])) if ":" in rung else (0, None)
@@ -187,12 +203,11 @@ class Measured:
             order = [i for i in order if rung in rows[i]["scores"]]
         return rows
 
-    def _predicted(self, policy: Policy) -> dict[str, float]:
-        """What the sensitivity table adds up to, as the objective that it was measured by."""
-        problem = self.stage.assembly.problem
-        small = problem.sensitivity.predict(problem.space, policy)
-        objective = OBJECTIVES[problem.sensitivity.measure]
-        return {objective.name: -objective.sign * small, "seconds": 0.0}  # some additions
+    def _predicted(self, table: Sensitivity, policy: Policy) -> dict[str, float]:
+        """What a table adds up to, as the objective that it was measured by; a calculated one ranks by any: here by two."""
+        small = table.predict(self.stage.assembly.problem.space, policy)
+        names = [table.measure] if table.measure in OBJECTIVES else ["kl", "logit_mse"]
+        return {**{name: -OBJECTIVES[name].sign * small for name in names}, "seconds": 0.0}  # some additions
 
     def _finished(self, policy: Policy, rung: str) -> tuple[Scored, Scored]:
         """Scores of the finished policy on the search and on the report split; the first has the seconds of finishing."""
@@ -230,7 +245,8 @@ class Measured:
         import numpy as np
 
         found = []
-        for rung, following in zip(self.chain, (*self.chain[1:], ""), strict=True):
+        for rung in self.chain:
+            following = self.next(rung)
             finish = rung if rung in {"accurate", "qat"} else "ptq"
             rows = [row for row in self.table if rung in row["scores"]]
             pairs = [row for row in rows if following in row["scores"]]

@@ -144,6 +144,8 @@ def about(stage: Stage) -> dict[str, Any]:
 def sensitivity_evaluations(assembly: Assembly) -> int:
     """How many policies were scored to measure the sensitivity table that some agents add up; 0 if none asked for it."""
     file = assembly.sensitivities.file
+    if assembly.sensitivities.calculated(assembly.sensitivity_measure):
+        return 0
     if file is None or not file.is_file():
         return 0
     return sum(len(scores) for scores in json.loads(file.read_text(encoding="utf-8")).values())

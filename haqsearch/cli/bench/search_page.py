@@ -225,8 +225,9 @@ _FIDELITY = """
 Policies inside the budget, half of them drawn at random, half good: the sensitivity table's optimum, and changed from the best so
 far, as a search compares them. Each is scored on every rung. Rank correlations: Spearman's, with its 95 % bootstrap interval over
 the policies, and Kendall's; with the next rung, by the same objective, and with the accuracy on the report split of the same
-program. A rung below {least} with the next is not to be trusted with choosing. Seconds of the processor, a policy; of parts
-without making its program.
+program. `sensitivity` adds up what each decision alone does to the objective; so do `output_mse` and `hessian`, but what they
+add up is calculated, not evaluated. All three are compared with the first rung that is evaluated. A rung below {least} with the
+next is not to be trusted with choosing. Seconds of the processor, a policy; of parts without making its program.
 """
 LEAST_CORRELATION = 0.8
 
