@@ -18,9 +18,10 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from math import inf, isfinite, nan
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
+import optuna
 from optuna.study import Study
 from optuna.trial import TrialState
 
@@ -34,16 +35,19 @@ from haqsearch.testing.toy import AdditiveLoss, ShapeCosts, new_study, toy_model
 
 __all__ = ["AgentCases", "TradeoffCases", "AdditiveLoss", "ShapeCosts", "new_study", "toy_model", "toy_problem"]
 
+SEED = 1
+
 
 class _ThreeAtATime(SerialPool):
     capacity = 3
 
 
 class AgentCases:
-    """The laws. Override ``build``; where your agent is slow, lower ``evaluations``."""
+    """The laws of one agent. Override ``build``; where your agent is slow, lower ``evaluations``."""
 
     evaluations = 30
     tradeoff: tuple[str, ...] = ()
+    _searched: ClassVar[tuple[Problem, Study]]
 
     def problem(self, **options: Any) -> Problem:
         """The problem searched: ``toy_problem`` with ``options``."""
@@ -59,10 +63,23 @@ class AgentCases:
         summary = run_search(problem, self.build(problem, seed), SerialPool(evaluator), study, self.evaluations)
         return summary, read_records(study)
 
+    def searched(self) -> tuple[Problem, Study]:
+        """A problem and a whole search of it with seed ``SEED``: done once, for all the laws that look at one."""
+        kind = type(self)
+        if "_searched" not in vars(kind):
+            problem = self.problem()
+            study = new_study(problem)
+            self.search(problem, SEED, study)
+            kind._searched = problem, study
+        return kind._searched
+
+    def records(self) -> list[Record]:
+        """Those of ``searched``."""
+        return read_records(self.searched()[1])
+
     def test_policies_are_in_the_space_and_inside_every_limit(self) -> None:
-        for objective in ("loss", "accuracy"):
-            problem = self.problem(objective=objective)
-            _, records = self.search(problem, seed=1)
+        other = self.problem(objective="accuracy")
+        for problem, records in ((self.searched()[0], self.records()), (other, self.search(other, seed=1)[1])):
             assert records, "the agent proposed nothing; with a feasible space it has to propose something"
             for record in records:
                 assert problem.space.contains(record.proposal), (
@@ -77,34 +94,30 @@ class AgentCases:
                 record.policy.check(problem.space.model)
 
     def test_the_uniform_policies_that_fit_come_first(self) -> None:
-        problem = self.problem()
-        _, records = self.search(problem, seed=1)
+        (problem, _), records = self.searched(), self.records()
         first = [record.policy for record in records[: len(problem.uniform_fits)]]
         assert first == list(problem.uniform_fits), "a search could end below the uniform baseline"
         assert {r.source for r in records[: len(first)]} == {"uniform"}
 
     def test_the_same_seed_gives_the_same_search(self) -> None:
-        problem = self.problem()
-        once, again = (self.search(problem, seed=3)[1] for _ in range(2))
-        assert [r.policy for r in once] == [r.policy for r in again], (
+        _, again = self.search(self.searched()[0], SEED)
+        assert [r.policy for r in self.records()] == [r.policy for r in again], (
             "two searches with one seed differ: draw from self.rng(trial) only, and iterate over no sets"
         )
 
     def test_a_restarted_agent_continues_as_if_it_had_not_stopped(self) -> None:
-        problem = self.problem()
-        _, whole = self.search(problem, seed=4)
-        for stop in (1, len(whole) // 2, len(whole) - 1):
-            study, evaluator = new_study(problem), AdditiveLoss(problem.space.model)
-            run_search(problem, self.build(problem, 4), SerialPool(evaluator), study, stop)
-            _, records = self.search(problem, seed=4, study=study)  # a new agent on the old study
-            assert [r.policy for r in records] == [r.policy for r in whole], (
-                f"stopped after {stop} trials and restarted, the search went elsewhere: what an agent remembers has to "
-                "be a function of self.completed(study)"
-            )
+        (problem, _), whole = self.searched(), self.records()
+        study, evaluator = new_study(problem), AdditiveLoss(problem.space.model)
+        stops = sorted({1, len(whole) // 2, len(whole) - 1, self.evaluations})
+        for stop in stops:  # every time a new agent on the old study
+            run_search(problem, self.build(problem, SEED), SerialPool(evaluator), study, stop)
+        assert [r.policy for r in read_records(study)] == [r.policy for r in whole], (
+            f"stopped and restarted after {', '.join(map(str, stops[:-1]))} trials, the search went elsewhere: what an agent "
+            "remembers has to be a function of self.completed(study)"
+        )
 
     def test_no_policy_is_proposed_twice(self) -> None:
-        _, records = self.search(self.problem(), seed=5)
-        digests = [record.policy.digest for record in records]
+        digests = [record.policy.digest for record in self.records()]
         assert len(digests) == len(set(digests)), (
             "a policy was evaluated twice; leave sample_relative to the base class"
         )
@@ -219,42 +232,39 @@ class AgentCases:
         assert len(set(interrupted)) == len(interrupted) == len(once)
 
     def test_nothing_is_learned_from_another_study(self) -> None:
-        problem, more = self.problem(), self.evaluations + 5
-        good = AdditiveLoss(problem.space.model)
+        problem, study = self.searched()
+        good, more = AdditiveLoss(problem.space.model), self.evaluations + 5
 
         def contrary(policy: Policy) -> Evaluation:
             return replace(good(policy), loss=1 / (good(policy).loss or 1.0))
 
-        alone = new_study(problem)
-        run_search(problem, self.build(problem, 8), SerialPool(good), alone, more)
-        for head_start in (0, self.evaluations):  # of the second study: it may be as long as the one learned from
-            study, agent = new_study(problem), self.build(problem, 8)
-            run_search(problem, self.build(problem, 8), SerialPool(good), study, head_start)
-            run_search(problem, agent, SerialPool(contrary), new_study(problem), self.evaluations)
-            run_search(problem, agent, SerialPool(good), study, more)
-            assert [r.policy for r in read_records(study)] == [r.policy for r in read_records(alone)], (
+        alone, second = _copy(study), _copy(study)
+        run_search(problem, self.build(problem, SEED), SerialPool(good), alone, more)
+        agent = self.build(problem, SEED)
+        run_search(problem, agent, SerialPool(contrary), new_study(problem), self.evaluations)
+        # First a study as long as the one learned from, then one that begins as that one did.
+        for following in (second, new_study(problem)):
+            run_search(problem, agent, SerialPool(good), following, more)
+            assert [r.policy for r in read_records(following)] == [r.policy for r in read_records(alone)], (
                 "an agent used on one study searched the next one differently: compare self.completed(study) with what "
                 "it has learned from, and start over when they differ"
             )
 
     def test_the_global_random_state_is_the_users(self) -> None:
-        self.search(self.problem(), seed=1)  # whatever is loaded lazily is loaded now
+        problem, _ = self.searched()  # whatever is loaded lazily is loaded now
         before = _global_random_state()
-        self.search(self.problem(), seed=2)
+        self.search(problem, seed=2)
         assert _global_random_state() == before, "the agent drew from a global generator; draw from self.rng(trial)"
 
     def test_unfinished_trials_are_taken_up(self) -> None:
         """Asked, and killed before the evaluation: the search goes on with that very policy."""
-        problem = self.problem()
-        _, whole = self.search(problem, seed=10)
-        study = new_study(problem)
-        run_search(
-            problem, self.build(problem, 10), SerialPool(AdditiveLoss(problem.space.model)), study, len(whole) // 2
-        )
-        study.sampler = self.build(problem, 10)
+        (problem, _), whole = self.searched(), self.records()
+        study, evaluator = new_study(problem), AdditiveLoss(problem.space.model)
+        run_search(problem, self.build(problem, SEED), SerialPool(evaluator), study, len(whole) // 2)
+        study.sampler = self.build(problem, SEED)
         if len(whole) // 2 < len(whole):
             study.ask(problem.distributions)
-        _, records = self.search(problem, seed=10, study=study)
+        _, records = self.search(problem, SEED, study)
         assert not study.get_trials(states=(TrialState.RUNNING,)), "a trial was left running for ever"
         assert [r.policy for r in records] == [r.policy for r in whole]
 
@@ -292,6 +302,12 @@ class TradeoffCases(AgentCases):
         once, again = (self.search(problem, seed=13)[1] for _ in range(2))
         assert [r.policy for r in once] == [r.policy for r in again]
         assert all(problem.feasible(record.policy) for record in once)
+
+
+def _copy(study: Study) -> Study:
+    storage = optuna.storages.InMemoryStorage()
+    optuna.copy_study(from_study_name=study.study_name, from_storage=study._storage, to_storage=storage)
+    return optuna.load_study(study_name=study.study_name, storage=storage)
 
 
 def _global_random_state() -> str:

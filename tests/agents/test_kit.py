@@ -61,6 +61,29 @@ class Blocking(Random):
         return super().propose(study, trial)
 
 
+class Hoarding(Random):
+    """Learns from every trial it has seen, of whichever study."""
+
+    def propose(self, study, trial):
+        self.seen = getattr(self, "seen", [])
+        self.seen += self.new(self.completed(study))
+        best = max(self.seen, key=lambda t: t.value).params
+        rng = self.rng(trial)
+        return self.problem.policy_of({name: value if rng.random() < 0.7 else 0 for name, value in best.items()})
+
+    def new(self, completed):
+        return [trial for trial in completed if trial.number >= len(self.seen)]
+
+
+class HoardingFromLonger(Hoarding):
+    """Starts over in a study that is shorter than what it has seen, and in no other."""
+
+    def new(self, completed):
+        if len(completed) < len(self.seen):
+            self.seen = []
+        return super().new(completed)
+
+
 def cases(kind):
     class Cases(AgentCases):
         evaluations = 16
@@ -82,6 +105,8 @@ def cases(kind):
         (Stubborn, "no_policy_is_proposed_twice", "leave sample_relative to the base class"),
         (Stubborn, "scores_that_say_nothing_are_survived", "leave sample_relative to the base class"),
         (Boundless, "policies_are_in_the_space_and_inside_every_limit", "outside the budget"),
+        (Hoarding, "nothing_is_learned_from_another_study", "start over when they differ"),
+        (HoardingFromLonger, "nothing_is_learned_from_another_study", "start over when they differ"),
         (Blocking, "scores_that_are_no_numbers_are_failures", "RuntimeError: a trial is missing"),
         (Blocking, "several_evaluations_at_a_time", "RuntimeError: a trial is missing"),
     ],
