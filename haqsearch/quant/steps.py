@@ -17,12 +17,13 @@ from torch import Tensor
 from haqsearch.errors import DataError
 from haqsearch.quant.affine import positive_scale
 from haqsearch.quant.families import STEPPED
-from haqsearch.quant.families.family import Steps, blocks, joined
+from haqsearch.quant.families.family import Steps, blocks, joined, log2
 from haqsearch.quant.grid import Grid, least_error_scale, squared_error
 from haqsearch.quant.qtensor import QTensor
 from haqsearch.spec import Format
 from haqsearch.spec.formats import INT8
 
+_WORD = 60  # steps looked at together, one bit of an int64 each
 _STARTS = 2.0 ** torch.arange(
     0, 1, 0.25, dtype=torch.float64
 )  # scales of the channel that are tried, of the least there is
@@ -109,29 +110,48 @@ def _by_pair(x: Tensor, pair: int) -> Tensor:
 
 def _steps_in(rows: Tensor, shape: Steps, format: Format) -> Tensor:
     """The least steps (int64, (rows, length)) that divide ``rows`` (rows, length) into levels."""
-    is_level = torch.zeros(2 * INT8.code_max + 1, dtype=torch.bool)
-    is_level[shape.levels + INT8.code_max] = True
     inside = rows.clamp(-INT8.code_max, INT8.code_max)
     cut = blocks(inside, shape.block)
-    step, found = torch.ones_like(cut), torch.zeros(cut.shape[:2], dtype=torch.bool)
-    for i, size in enumerate(shape.steps.tolist()):
-        tried = torch.full_like(cut, size)
-        fits = _divides(cut, size, is_level)
+    step = torch.zeros(cut.shape[:2], dtype=torch.int64)  # 0: none found yet
+    for start in range(0, len(shape.steps), _WORD):
+        sizes = shape.steps[start : start + _WORD]
+        fits = _fitting(sizes, shape.levels)[cut + INT8.code_max]  # bit i of a weight: sizes[i] divides it into a level
         if shape.pair:
-            fits = fits.unflatten(2, (-1, shape.pair)).all(3).repeat_interleave(shape.pair, 2)
-            if i:
-                halved = int(shape.steps[i - 1])
-                half = _divides(cut, halved, is_level).unflatten(2, (-1, shape.pair)).all(3)
-                half = half.repeat_interleave(shape.pair, 2)
-                tried, fits = torch.where(fits, tried, halved), fits | half
-        new = fits.all(2) & ~found
-        step, found = torch.where(new[..., None], tried, step), found | new
-        if bool(found.all()):
+            fits = _by_and(fits.unflatten(2, (-1, shape.pair)))
+            halved = fits | fits << 1
+            chosen = _lowest(_by_and(halved))[..., None].expand_as(fits)
+            chosen = torch.where(
+                (fits >> chosen.clamp(min=0)) & 1 == 1, chosen, chosen - 1
+            )  # -1 if there is none stays
+            step = torch.where(chosen >= 0, sizes[chosen.clamp(min=0)], 0)
+            step = step.repeat_interleave(shape.pair, 2)
             break
-    if not bool(found.all()) or not torch.equal(inside, rows):
+        found = _lowest(_by_and(fits))
+        step = torch.where((step == 0) & (found >= 0), sizes[found.clamp(min=0)], step)
+    if not shape.pair:
+        step = step[..., None].expand_as(cut)
+    if not bool((step > 0).all()) or not torch.equal(inside, rows):
         raise DataError(f"not codes of {format}: no step divides every block of a channel into its levels")
     return joined(step, rows.shape[1])
 
 
-def _divides(cut: Tensor, size: int, is_level: Tensor) -> Tensor:
-    return (cut % size == 0) & is_level[torch.div(cut, size, rounding_mode="trunc") + INT8.code_max]
+def _fitting(sizes: Tensor, levels: Tensor) -> Tensor:
+    """Of every code, from -127 on, the ``sizes`` that divide it into one of ``levels``, as bits (int64)."""
+    codes = torch.arange(-INT8.code_max, INT8.code_max + 1)[:, None]
+    fits = (codes % sizes == 0) & torch.isin(torch.div(codes, sizes, rounding_mode="floor"), levels)
+    return (fits.long() << torch.arange(len(sizes))).sum(1)
+
+
+def _by_and(bits: Tensor) -> Tensor:
+    """Bitwise and over the last dimension."""
+    while (size := bits.shape[-1]) > 1:
+        half = size // 2
+        rest = bits[..., 2 * half :]
+        bits = torch.cat([bits[..., :half] & bits[..., half : 2 * half], rest], -1)
+    return bits[..., 0]
+
+
+def _lowest(bits: Tensor) -> Tensor:
+    """Index of the lowest bit that is set; -1 if none is."""
+    lowest = bits & -bits
+    return torch.where(bits == 0, -1, log2(lowest))

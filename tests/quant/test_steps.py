@@ -68,6 +68,21 @@ def test_what_is_stored_is_a_tensor_of_the_format_with_the_values_of_the_codes(s
 
 
 @laws
+@given(st.integers(1, 4), st.integers(1, 70), seeds, every)
+def test_whatever_levels_and_steps_there_are_they_can_be_stored(rows, length, seed, format):
+    g, shared = torch.Generator().manual_seed(seed), steps_of(format)
+    level = shared.levels[torch.randint(len(shared.levels), (rows, length), generator=g)]
+    index = torch.randint(len(shared.steps), (rows, -(-length // shared.block)), generator=g)
+    step = shared.steps[index].repeat_interleave(shared.block, 1)[:, :length]
+    if shared.pair:  # some pairs halve it
+        half = torch.rand(rows, -(-length // shared.pair), generator=g) < 0.5
+        half = half.repeat_interleave(shared.pair, 1)[:, :length] & (step > 1)
+        step = torch.where(half, step // 2, step)
+    codes = (level * step).to(torch.int8)
+    assert torch.equal(stored(codes, format).dequantize(), codes.float())
+
+
+@laws
 @given(st.sampled_from([(1, 1), (3, 7), (4, 3, 3, 3), (6, 33), (7, 50)]), seeds, every)
 def test_bits_are_those_of_the_packed_bytes_ragged_blocks_too(shape, seed, format):
     """But for the scales of channels, which every format of integer weights has."""
