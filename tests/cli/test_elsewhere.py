@@ -6,9 +6,11 @@ import csv
 import json
 
 import pytest
+import torch
 
 from haqsearch.config import load_recipe
 from haqsearch.errors import HaqError
+from haqsearch.runtime import load_program
 
 from .conftest import RECIPE, trials
 
@@ -70,6 +72,28 @@ def test_a_search_of_codebooks_from_a_strategy(project, call):
     (project / "strategy.txt").write_text("[4, 2, 8]\n")
     other = call(*arguments, cwd=project)
     assert other.code == 2 and "another recipe" in same(other.err)
+
+
+@pytest.mark.parametrize("agent", ["funnel", "ddpg"])
+def test_a_search_of_formats_whose_blocks_share(project, call, agent):
+    """The chosen policy's bytes are those of the program that the run wrote, and ONNX Runtime computes its codes."""
+    from tests.export.test_onnx import check_equal
+
+    formats = ["int4", "int4:channel", "vsq4", "int4:group=16", "mxfp4", "mx6", "ternary"]
+    recipe(project, f"weight_formats = {formats}", f'agent = "{agent}"', without=("weight_bits", "agent", "budget"))
+    arguments = ["my.toml", "--set", 'budget=["size_bytes <= 0.75 * int8"]']
+    done = call("run", *arguments, "--out", "out", cwd=project)
+    assert done.code == 0, done.err
+    summary = json.loads((project / "out" / "summary.json").read_text())
+    policy = json.loads((project / "out" / "policy.json").read_text())["layers"]
+    assert policy["body"]["weight"] in formats and "int4:channel" not in policy["body"]["weight"]
+    program = load_program(project / "out" / "model.safetensors")
+    channels = sum(8 * len(program.constants[f"{step.name}.bias"]) for step in program.instructions if step.layer)
+    assert program.weight_bytes + channels == summary["metrics"]["size_bytes"]
+    x = torch.randn(50, *program.tensors[program.input].shape, generator=torch.Generator().manual_seed(0))
+    check_equal(program, project / "out" / "model.onnx", x)
+    asked = call("cost", *arguments, "--policy", "out/policy.json", "--json", cwd=project)
+    assert json.loads(asked.out)["metrics"]["size_bytes"] == summary["metrics"]["size_bytes"]
 
 
 @pytest.mark.parametrize(
