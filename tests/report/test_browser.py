@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,16 @@ def opened(browser: Any, path: Path, width: int) -> Iterator[tuple[Any, dict[str
         page.close()
 
 
+Opened = Callable[[Path, int], tuple[Any, dict[str, list[str]]]]
+
+
+@pytest.fixture(scope="module")
+def drawn(browser: Any) -> Iterator[Opened]:
+    """A page opened once, for all the tests that leave it as they found it: drawing it is what takes the time."""
+    with ExitStack() as stack:
+        yield cache(lambda path, width: stack.enter_context(opened(browser, path, width)))
+
+
 def assert_quiet(seen: dict[str, list[str]], path: Path) -> None:
     assert seen == {"console": [], "dialogs": [], "requests": [path.as_uri()], "errors": []}
 
@@ -54,26 +65,26 @@ def assert_fits(page: Any) -> None:
 
 @pytest.mark.parametrize("width", [1280, 390])
 def test_plots_are_drawn_without_a_network_and_without_sideways_scrolling(
-    browser: Any, report: Path, width: int
+    drawn: Opened, report: Path, width: int
 ) -> None:
-    with opened(browser, report, width) as (page, seen):
-        assert page.locator("#bits .bars .point").count() == 3 * 20  # weights, activations, share of latency
-        assert page.locator("#view-accuracy .plot").count() == 5
-        assert page.locator("#accuracy-0 .scatterlayer .point").count() == 149 + 1  # one of 150 failed; one star
-        assert page.locator("#progress .scatterlayer .point").count() == 149
-        names = page.locator("#bits .xtick text").all_text_contents()
-        assert names[0] == "conv1"
-        assert "layer3.2.conv2" in names
-        assert_fits(page)
-        assert_quiet(seen, report)
+    page, seen = drawn(report, width)
+    assert page.locator("#bits .bars .point").count() == 3 * 20  # weights, activations, share of latency
+    assert page.locator("#view-accuracy .plot").count() == 5
+    assert page.locator("#accuracy-0 .scatterlayer .point").count() == 149 + 1  # one of 150 failed; one star
+    assert page.locator("#progress .scatterlayer .point").count() == 149
+    names = page.locator("#bits .xtick text").all_text_contents()
+    assert names[0] == "conv1"
+    assert "layer3.2.conv2" in names
+    assert_fits(page)
+    assert_quiet(seen, report)
 
 
-def test_layer_names_are_not_clipped(browser: Any, hostile_report: Path) -> None:
-    with opened(browser, hostile_report, 1280) as (page, _):
-        figure = page.locator("#bits svg.main-svg").first.bounding_box()
-        for box in page.locator("#bits .xtick text").all():
-            place = box.bounding_box()
-            assert place["y"] + place["height"] <= figure["y"] + figure["height"] + 1
+def test_layer_names_are_not_clipped(drawn: Opened, hostile_report: Path) -> None:
+    page, _ = drawn(hostile_report, 1280)
+    figure = page.locator("#bits svg.main-svg").first.bounding_box()
+    for box in page.locator("#bits .xtick text").all():
+        place = box.bounding_box()
+        assert place["y"] + place["height"] <= figure["y"] + figure["height"] + 1
 
 
 def test_the_other_axis_is_drawn_when_it_is_asked_for(browser: Any, report: Path) -> None:
@@ -87,47 +98,47 @@ def test_the_other_axis_is_drawn_when_it_is_asked_for(browser: Any, report: Path
         assert_quiet(seen, report)
 
 
-def test_every_layer_cell_stands_under_its_heading(browser: Any, report: Path) -> None:
-    with opened(browser, report, 1280) as (page, _):
-        heads = page.locator(".layers thead th").all_text_contents()
-        first = page.locator(".layers tbody tr").first.locator("th, td").all_text_contents()
-        row = dict(zip(heads, first, strict=True))
-        assert row | {"Size (kB)": ""} == {
-            "Layer": "conv1 pinned",
-            "W": "8",
-            "A": "8",
-            "Op": "conv",
-            "Input → output": "3x32x32 → 16x32x32".replace("x", TIMES),
-            "Weight shape": "16x3x3x3".replace("x", TIMES),
-            "Weights": "432",
-            "MACs": "442 k",
-            "Latency (µs)": "15.1",
-            "Energy (µJ)": "0.323",
-            "Size (kB)": "",
-            "Bound by": "compute",
-        }
-        assert page.locator(".layers tfoot").locator("th, td").count() == len(heads)
+def test_every_layer_cell_stands_under_its_heading(drawn: Opened, report: Path) -> None:
+    page, _ = drawn(report, 1280)
+    heads = page.locator(".layers thead th").all_text_contents()
+    first = page.locator(".layers tbody tr").first.locator("th, td").all_text_contents()
+    row = dict(zip(heads, first, strict=True))
+    assert row | {"Size (kB)": ""} == {
+        "Layer": "conv1 pinned",
+        "W": "8",
+        "A": "8",
+        "Op": "conv",
+        "Input → output": "3x32x32 → 16x32x32".replace("x", TIMES),
+        "Weight shape": "16x3x3x3".replace("x", TIMES),
+        "Weights": "432",
+        "MACs": "442 k",
+        "Latency (µs)": "15.1",
+        "Energy (µJ)": "0.323",
+        "Size (kB)": "",
+        "Bound by": "compute",
+    }
+    assert page.locator(".layers tfoot").locator("th, td").count() == len(heads)
 
 
-def test_hover_gives_the_exact_cost_and_its_share(browser: Any, report: Path) -> None:
-    with opened(browser, report, 1280) as (page, _):
-        page.locator("#bits .trace.bars").first.locator(".point").nth(8).hover(force=True)
-        text = page.locator("#bits .hoverlayer").text_content()
-        assert "layer2.0.conv2" in text
-        assert "of all layers" in text
+def test_hover_gives_the_exact_cost_and_its_share(drawn: Opened, report: Path) -> None:
+    page, _ = drawn(report, 1280)
+    page.locator("#bits .trace.bars").first.locator(".point").nth(8).hover(force=True)
+    text = page.locator("#bits .hoverlayer").text_content()
+    assert "layer2.0.conv2" in text
+    assert "of all layers" in text
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-def test_hostile_texts_are_shown_and_never_run(browser: Any, hostile_report: Path, width: int) -> None:
-    with opened(browser, hostile_report, width) as (page, seen):
-        page.locator("#bits .trace.bars").first.locator(".point").nth(0).hover(force=True)
-        assert HOSTILE["conv1"] in page.locator("#bits .hoverlayer").text_content()
-        assert page.locator("h1").text_content() == HOSTILE["conv1"]
-        assert page.locator("main script, main img, main a").count() == 0
-        assert page.locator("script").count() == 3
-        assert page.locator(".layers tbody tr").nth(1).locator("th").text_content() == HOSTILE["layer1.0.conv1"]
-        assert_fits(page)
-        assert_quiet(seen, hostile_report)
+def test_hostile_texts_are_shown_and_never_run(drawn: Opened, hostile_report: Path, width: int) -> None:
+    page, seen = drawn(hostile_report, width)
+    page.locator("#bits .trace.bars").first.locator(".point").nth(0).hover(force=True)
+    assert HOSTILE["conv1"] in page.locator("#bits .hoverlayer").text_content()
+    assert page.locator("h1").text_content() == HOSTILE["conv1"]
+    assert page.locator("main script, main img, main a").count() == 0
+    assert page.locator("script").count() == 3
+    assert page.locator(".layers tbody tr").nth(1).locator("th").text_content() == HOSTILE["layer1.0.conv1"]
+    assert_fits(page)
+    assert_quiet(seen, hostile_report)
 
 
 def test_a_script_that_slipped_through_would_not_run(browser: Any, report: Path, tmp_path: Path) -> None:
@@ -151,15 +162,17 @@ def test_a_run_without_any_feasible_policy_is_drawn(browser: Any, tmp_path: Path
 TRADED = {"hypervolume": 0.61, "front": 9, "reference": {"kl": 1.5, "latency_s": 2e-3, "energy_j": 1e-5}}
 
 
-@pytest.mark.parametrize("metrics", [["latency_s"], ["latency_s", "energy_j"]])
-def test_the_front_is_drawn_with_the_numbers_of_pareto_json(browser: Any, tmp_path: Path, metrics: list[str]) -> None:
+@pytest.mark.parametrize(("metrics", "widths"), [(["latency_s"], [1280]), (["latency_s", "energy_j"], [1280, 390])])
+def test_the_front_is_drawn_with_the_numbers_of_pareto_json(
+    browser: Any, tmp_path: Path, metrics: list[str], widths: list[int]
+) -> None:
     folder = write_run(tmp_path / "run", budget=(), trials=80, tradeoff={**TRADED, "metrics": metrics}, traded=metrics)
     points = json.loads((folder / "pareto.json").read_text())["points"]
     rows = pd.read_parquet(folder / "trials.parquet").dropna(subset="kl")
     beaten = rows[~rows["policy_digest"].isin([p["policy_digest"] for p in points])]
     assert len(points) > 4 and len(beaten) > 20
     path = write_report(folder)
-    for width in (1280, 390):
+    for width in widths:
         with opened(browser, path, width) as (page, seen):
             for k in range(len(metrics)):
                 numbers = page.locator(f"#front-{k} .textpoint").all_text_contents()
@@ -168,16 +181,15 @@ def test_the_front_is_drawn_with_the_numbers_of_pareto_json(browser: Any, tmp_pa
                 lines = page.locator(f"#front-{k} .js-line").count()
                 assert lines == (1 if len(metrics) == 1 else 0)  # of three dimensions two are shown: no staircase
             assert "Hypervolume 0.6100" in page.locator("main").text_content()
+            page.locator("#front-0 .scatterlayer .trace").last.locator(".point").first.hover(force=True)
+            assert "point " in page.locator("#front-0 .hoverlayer").text_content()
             assert_fits(page)
             assert_quiet(seen, path)
-    with opened(browser, path, 1280) as (page, _):
-        page.locator("#front-0 .scatterlayer .trace").last.locator(".point").first.hover(force=True)
-        assert "point " in page.locator("#front-0 .hoverlayer").text_content()
 
 
-def test_a_run_of_one_objective_has_no_front_card(browser: Any, report: Path) -> None:
-    with opened(browser, report, 1280) as (page, _):
-        assert page.locator("[id^=front-]").count() == 0
+def test_a_run_of_one_objective_has_no_front_card(drawn: Opened, report: Path) -> None:
+    page, _ = drawn(report, 1280)
+    assert page.locator("[id^=front-]").count() == 0
 
 
 def test_printing_narrows_the_plots_to_the_paper(browser: Any, report: Path) -> None:
