@@ -24,9 +24,8 @@ from haqsearch.spec import Format
 from haqsearch.spec.formats import INT8
 
 _WORD = 60  # steps looked at together, one bit of an int64 each
-_STARTS = 2.0 ** torch.arange(
-    0, 1, 0.25, dtype=torch.float64
-)  # scales of the channel that are tried, of the least there is
+# Scales of the channel that are tried, in terms of the least with which the coarsest block can have its own.
+_STARTS = 2.0 ** torch.arange(0, 1, 0.25, dtype=torch.float64)
 
 
 def steps_of(format: Format) -> Steps:

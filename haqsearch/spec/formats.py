@@ -152,7 +152,7 @@ class Format:
     @property
     def has_steps(self) -> bool:
         """Whether blocks of a channel share a scale or exponent, which programs hold as an integer step."""
-        return self.kind in _STEPPED or (self.kind == "int" and self.granularity == "group")
+        return bool(KINDS[self.kind].shared) or (self.kind == "int" and self.granularity == "group")
 
     @property
     def computed_as(self) -> Format:
@@ -238,7 +238,6 @@ def _unknown(text: str, known: list[str], why: str = "") -> PolicyError:
 
 FLOAT32 = Format("float", 32)
 INT8 = Format("int", 8)
-_STEPPED = {"vsq", "mx", "mxfp", "mxint"}
 _COMPUTED_AS = {
     "kmeans": Format("int", 8, "tensor"),
     "binary": Format("int", 2),

@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 
 from haqsearch.errors import DataError
 from haqsearch.quant import QTensor, encode, quantize_weight
+from haqsearch.quant.families import STEPPED
 from haqsearch.quant.steps import grid_of, steps_of, stored
 from haqsearch.spec import Format
+from haqsearch.spec.formats import NAMES
 
 from .laws import laws
 
@@ -37,6 +39,11 @@ def drawn(shape, seed, kind="bell"):
 def error(w, q):
     scale = q.scale.double().reshape(-1, *[1] * (w.ndim - 1))
     return (q.codes.double() * scale - w.double()).square().flatten(1).sum(1)
+
+
+def test_every_format_with_steps_says_which():
+    formats = [*NAMES.values(), Format.of("int4:group=16"), Format.of("uint4:group=16")]
+    assert {format.kind for format in formats if format.has_steps} == STEPPED.keys()
 
 
 @laws
