@@ -204,6 +204,20 @@ def test_rounding_that_looks_at_inputs_keeps_the_steps_loses_less_and_is_kept_on
             assert torch.equal(getattr(made, part), getattr(fast.made[key], part))
 
 
+def test_rounding_in_network_order_loses_less(digits):
+    ready, splits = digits
+    policy = in_turn(ready, ["int2:group=16", "mx4", "kmeans2"])
+    made = ready.in_order(policy, splits.calibrate[0])
+    for layer, choice in policy.items():
+        assert made.weight(layer, choice.weight).step is None or stored(
+            made.weight(layer, choice.weight).codes, choice.weight
+        )
+    x, labels = splits.search
+    reference = float_logits(ready.graph, x)
+    before, after = (score_logits(run_program(n.lower(policy), x), labels, reference).kl for n in (ready, made))
+    assert after < before
+
+
 @pytest.mark.parametrize("steps", ["nearest", "stochastic", "adaround"])
 def test_other_ways_of_rounding_leave_what_can_be_stored(digits, steps):
     ready, splits = digits
