@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from .conftest import DIGITS, command
 from .forks import Forked
 from .test_kill import kill_when
 
-EVALUATIONS = 8
+EVALUATIONS = 7
 AGENTS = ("random", "tpe(startup=3)")
 ASKED = ["--evaluations", EVALUATIONS, "--at", "3,5", *(word for agent in AGENTS for word in ("--agent", agent))]
 
@@ -120,14 +121,16 @@ def test_two_at_once_share_the_work(base):
 
 
 def test_other_seeds_and_agents_are_added_to_what_is_there(base, call):
-    one = ["bench", "search", "digits.toml", "--evaluations", "4", "--seeds", "1", "--at", "2", "--out", "added"]
-    for agent in ("random", "uniform"):
-        assert call(*one, "--agent", agent, cwd=base).code == 0
+    shutil.copytree(base / "whole", base / "added")
+    before = outcome(base / "added")
+    one = ["bench", "search", "digits.toml", "--evaluations", "4", "--at", "2", "--agent", "uniform", "--out", "added"]
+    assert call(*one, "--seeds", "1", cwd=base).code == 0
     rows = outcome(base / "added")
-    assert {row.agent for row in rows} == {"random", "uniform"}
-    before = (base / "added" / "digits.csv").read_text()
-    assert call(*one, "--agent", "random", cwd=base).code == 0
-    assert outcome(base / "added") == rows and len(before.splitlines()) == len(rows) + 1
+    assert [row for row in rows if row.agent != "uniform"] == before
+    assert {row.cell for row in rows} - {row.cell for row in before} == {("uniform", 4, 0)}
+    assert call(*one, "--seeds", "2", cwd=base).code == 0
+    more = outcome(base / "added")
+    assert [row for row in more if row.cell != ("uniform", 4, 1)] == rows != more
 
 
 def test_what_cannot_be_searched_is_refused_before_anything_is(base, call):
