@@ -261,7 +261,7 @@ def _by_format(content: dict[str, Any], choices: dict[str, Choice]) -> list[str]
     activation = next(iter(choices.values())).activation
     columns = [f"`{preset}` | preparing" for preset in presets]
     rows = [
-        f"By weight format, activations {activation}. Bits as stored, with what blocks share; all have a scale by channel:",
+        f"By weight format, activations {activation}. Bits as stored, with what blocks share; scales of channels aside:",
         "",
         f"| weights | bits | {' | '.join(columns)} |",
         "|---" * (2 * len(columns) + 2) + "|",
@@ -293,9 +293,13 @@ def _legend(content: dict[str, Any]) -> str:
 
 def _origin(content: dict[str, Any]) -> str:
     where = content["environment"]
-    commits = sorted({cell["commit"] for row in content["presets"].values() for cell in row["cells"].values()})
+    presets = content["presets"]
+    pairs = list(dict.fromkeys(pair for row in presets.values() for pair in row["cells"]))
+    asked = {"--presets": (list(presets), _PRESETS), "--widths": (pairs, _WIDTHS)}
+    options = [f" {key} {','.join(found)}" for key, (found, usual) in asked.items() if {*found} != {*usual.split(",")}]
+    commits = sorted({cell["commit"] for row in presets.values() for cell in row["cells"].values()})
     return (
-        f"Made by `haqsearch ptq-table searches/{content['recipe']}.toml`, commit {', '.join(commits)}: "
+        f"Made by `haqsearch ptq-table searches/{content['recipe']}.toml{''.join(options)}`, commit {', '.join(commits)}: "
         f"{where['processor']}, {where['cores']} cores, torch {where['torch']}, Python {where['python']}."
     )
 
