@@ -65,7 +65,7 @@ def test_the_packages_load_nothing_heavy():
     [
         ({"ray", "optuna", "onnx", "plotly"}, "import haqsearch.kernels.reference, haqsearch.quant, haqsearch.evaluate"),
         ({"torch", "ray"}, "import haqsearch.search.loop, haqsearch.search.storage, haqsearch.agents.tpe"),
-        ({"torch", "ray", "optuna", "onnx"}, "import haqsearch.report.page"),
+        ({"torch", "ray", "optuna", "onnx"}, "import haqsearch.report.run_page"),
         ({"torch", "ray", "optuna", "onnx", "pandas"}, "import hwmodels; hwmodels.load('bismo-edge'); hwmodels.Meter"),
         ({"torch", "ray", "optuna", "numpy", "pydantic"}, "from haqsearch.spec import Policy; Policy({}).digest"),
     ],

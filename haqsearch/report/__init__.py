@@ -8,15 +8,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from haqsearch.report.page import write_report
     from haqsearch.report.records import ReportError
+    from haqsearch.report.run_page import write_report
 
 __all__ = ["ReportError", "write_report"]
 
 
 def __getattr__(name: str) -> Any:
     if name == "write_report":
-        from haqsearch.report.page import write_report
+        from haqsearch.report.run_page import write_report
 
         return write_report
     if name == "ReportError":

@@ -1,12 +1,10 @@
-"""The figures, as plotly figures made from plain records.
+"""The figures of a run, as plotly figures made from plain records.
 
-Every text that comes from a file passes ``label``: plotly reads a little HTML in its texts, so names are escaped there
-as they are in the page. Shapes tell the kinds of points apart as well as colours do (Okabe-Ito palette).
+Shapes tell the kinds of points apart as well as colours do (Okabe-Ito palette).
 """
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from math import ceil, floor, log10
 from statistics import quantiles
@@ -15,27 +13,15 @@ from typing import Any
 import plotly.graph_objects as go
 
 from haqsearch.report.records import Bits, Layer, Run, Trial
+from haqsearch.report.style import AXIS, BLUE, GREEN, GREY, INK, ORANGE, RED, label, styled
 from haqsearch.report.units import axis_scale, exact, finite, human, percent, title
 from haqsearch.spec import OBJECTIVES, Objective, front
 
-BLUE, ORANGE, GREEN, RED, GREY, INK = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#8A94A0", "#1C2430"
-GRID = "#E8EBEF"
-FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 INFEASIBLE = {"symbol": "circle-open", "size": 7, "color": GREY, "line": {"width": 1.2}}
 FEASIBLE = {"symbol": "circle", "size": 7.5, "color": BLUE, "line": {"width": 0.8, "color": "#FFFFFF"}}
 UNIFORM = {"symbol": "diamond", "size": 9, "color": ORANGE, "line": {"width": 1, "color": "#5E4200"}}
 LONGEST_TICK = 26  # characters of a layer name under the bars; the hover and the table have all of it
 LABELLED_BARS = 40  # layers; with more, the numbers above the bars would run into each other
-AXIS = {
-    "gridcolor": GRID,
-    "linecolor": "#C5CCD4",
-    "zeroline": False,
-    "ticks": "outside",
-    "tickcolor": "#C5CCD4",
-    "ticklen": 4,
-    "automargin": True,
-    "title": {"standoff": 8},
-}
 SHORT = {
     "accuracy": "accuracy",
     "loss": "loss (nats)",
@@ -43,43 +29,6 @@ SHORT = {
     "logit_mse": "logit error",
     "score": "score",
 }
-
-
-def label(text: str, longest: int = 200) -> str:
-    """``text`` for a plotly label: shortened in the middle, escaped, one line."""
-    text = " ".join(text.split())
-    if len(text) > longest:
-        keep = longest - 1
-        text = f"{text[: keep // 2]}…{text[len(text) - (keep - keep // 2) :]}"
-    return html.escape(text, quote=False)
-
-
-def styled(traces: Sequence[Any], height: int, **layout: Any) -> go.Figure:
-    """A figure in the report's style."""
-    figure = go.Figure(data=list(traces))
-    figure.update_layout(
-        template="none",
-        height=height,
-        autosize=True,
-        showlegend=False,
-        dragmode=False,
-        hovermode="closest",
-        font={"family": FONT, "size": 12, "color": INK},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        margin={"l": 12, "r": 14, "t": 12, "b": 12},
-        modebar={"bgcolor": "rgba(255,255,255,0.85)", "color": GREY, "activecolor": BLUE},
-        hoverlabel={
-            "bgcolor": "#FFFFFF",
-            "bordercolor": "#C5CCD4",
-            "font": {"size": 12, "color": INK},
-            "align": "left",
-        },
-    )
-    figure.update_xaxes(AXIS)
-    figure.update_yaxes(AXIS)
-    figure.update_layout(**layout)
-    return figure
 
 
 # --- bits per layer ---------------------------------------------------------------------------------------------

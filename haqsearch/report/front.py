@@ -7,7 +7,7 @@ from math import ceil
 
 import plotly.graph_objects as go
 
-from haqsearch.report import figures
+from haqsearch.report import figures, style
 from haqsearch.report.records import Run, Trial
 from haqsearch.report.units import axis_scale, exact, human, title
 
@@ -67,20 +67,20 @@ def figure(run: Run, metric: str) -> go.Figure:
             [_hover(p, metric, f"point {p.number}") for p in points],
             # In two dimensions the front is a staircase; of a front of more this is one view, and no line joins it.
             mode="lines+markers+text" if len(_counted(run)) == 1 else "markers+text",
-            line={"color": figures.GREEN, "width": 2, "shape": "hv"},
+            line={"color": style.GREEN, "width": 2, "shape": "hv"},
             marker={
                 "symbol": ["star" if p.digest == chosen else "circle" for p in points],
                 "size": [16 if p.digest == chosen else 8.5 for p in points],
-                "color": [figures.RED if p.digest == chosen else figures.BLUE for p in points],
+                "color": [style.RED if p.digest == chosen else style.BLUE for p in points],
                 "line": {"width": 0.8, "color": "#FFFFFF"},
             },
             text=[str(p.number) if i % every == 0 else "" for i, p in enumerate(points)],
             textposition="bottom left",
-            textfont={"size": 10, "color": figures.INK},
+            textfont={"size": 10, "color": style.INK},
             cliponaxis=False,
         )
     )
-    drawing = figures.styled(traces, height=380, margin={"l": 12, "r": 24, "t": 22, "b": 12})
+    drawing = style.styled(traces, height=380, margin={"l": 12, "r": 24, "t": 22, "b": 12})
     drawing.update_xaxes(title={"text": f"{title(metric)} ({unit})" if unit else title(metric)}, nticks=7)
     values = [figures.value_of(t, objective) for t in (*points, *others)]
     drawing.update_yaxes(**figures.objective_axis(objective, values, None))
@@ -100,5 +100,5 @@ def _hover(trial: Trial, metric: str, name: str) -> str:
     scores = [f"accuracy {trial.accuracy:.2%}"] if trial.accuracy is not None else []
     scores += [f"KL {trial.kl:.4g}"] if trial.kl is not None else []
     cost = f"{title(metric)}: {exact(metric, trial.metrics[metric])}"
-    widths = f" · {figures.label(trial.widths)}" if trial.widths else ""
-    return f"<b>{name}</b>{widths}<br>policy {figures.label(trial.digest)}<br>{', '.join(scores)}<br>{cost}"
+    widths = f" · {style.label(trial.widths)}" if trial.widths else ""
+    return f"<b>{name}</b>{widths}<br>policy {style.label(trial.digest)}<br>{', '.join(scores)}<br>{cost}"

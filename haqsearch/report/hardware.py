@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
 
 from haqsearch.files import write_text_atomic
-from haqsearch.report.figures import BLUE, GREEN, GREY, INK, ORANGE, RED, label, styled
-from haqsearch.report.page import page, place
+from haqsearch.report.page import caption, card, page, place
 from haqsearch.report.scatter import UNITS
+from haqsearch.report.style import BLUE, GREEN, GREY, INK, ORANGE, RED, label, styled
 
 _COLOURS = (BLUE, ORANGE, GREEN, RED, "#56B4E9", "#CC79A7", "#F0E442", INK)
 _SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "x", "star", "hexagon")
@@ -41,9 +40,8 @@ def write_roofline(path: Path, device: Mapping[str, Any]) -> None:
     write_text_atomic(path, page(f"Roofline of {device['name']}", body, plots))
 
 
-def _section(heading: str, plot: str, caption: str) -> str:
-    caption = f'<p class="caption">{escape(caption)}</p>'
-    return f'<section class="card"><h2>{escape(heading)}</h2><div class="single">{plot}</div>{caption}</section>'
+def _section(heading: str, plot: str, text: str) -> str:
+    return card(heading, f'<div class="single">{plot}</div>', caption(text))
 
 
 def _scatter(rows: Sequence[Mapping[str, Any]], metric: str) -> go.Figure:

@@ -72,7 +72,7 @@ def _import_all() -> None:
     import haqsearch.cli.pipeline
     import haqsearch.evaluate
     import haqsearch.export.onnx_qdq
-    import haqsearch.report.page
+    import haqsearch.report.run_page
     import haqsearch.search.loop  # noqa: F401
     from haqsearch.cli import build_app
     from haqsearch.data import digits

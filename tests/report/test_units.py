@@ -5,8 +5,9 @@ import random
 import numpy as np
 import pytest
 
-from haqsearch.report.figures import front_line, label
+from haqsearch.report.figures import front_line
 from haqsearch.report.records import Trial, mean_widths
+from haqsearch.report.style import label
 from haqsearch.report.units import decimal, duration, exact, finite, human, percent, points, wilson
 from haqsearch.spec import OBJECTIVES, dominates
 
