@@ -12,7 +12,7 @@ from math import inf
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from haqsearch.errors import HaqError, RecipeError
 from haqsearch.spec import METRICS, Budget, Choice, Format
@@ -40,15 +40,28 @@ class PtqSettings(_Section):
     per layer and width, so that the layer's output stays close, with bias correction; better below 6 bits. ``accurate``: the
     search as ``fast``, the chosen policies rounded once more in network order, against the inputs they really get.
 
-    ``steps``: in place of a preset, the steps of ``haqsearch.spec.ptq`` one by one."""
+    ``steps``: in place of a preset, the steps of ``haqsearch.spec.ptq`` one by one.
+
+    ``refine``: evaluations of a second search that begins with the best policies of the first and rounds each policy in network
+    order, quickly; what is best so is not always what is best rounded layer by layer. It wants the step ``in_order``."""
 
     preset: Literal["plain", "fast", "accurate"] = "plain"
     steps: tuple[str, ...] = ()
+    refine: int = Field(0, ge=0)
 
     @field_validator("steps")
     @classmethod
     def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return ptq_steps("plain", value) if value else value
+
+    @model_validator(mode="after")
+    def _refines_what_is_finished(self) -> PtqSettings:
+        if self.refine and "in_order" not in self.pipeline:
+            raise ValueError(
+                'refine rounds in network order, which the chosen policies then need too: preset = "accurate", or the step '
+                '"in_order"'
+            )
+        return self
 
     @property
     def pipeline(self) -> tuple[str, ...]:
@@ -154,6 +167,15 @@ class Recipe(_Section):
             Budget.parse(text)
         return value
 
+    @field_validator("ptq")
+    @classmethod
+    def _one_best(cls, value: PtqSettings, known: ValidationInfo) -> PtqSettings:
+        if value.refine and known.data.get("tradeoff"):
+            raise ValueError(
+                "refine looks for one best policy, and a trade-off has a front of them; leave one of them out"
+            )
+        return value
+
     @field_validator("weight_bits", "activation_bits")
     @classmethod
     def _widths(cls, value: tuple[int, ...]) -> tuple[int, ...]:
@@ -220,6 +242,7 @@ class Recipe(_Section):
     def digest(self) -> str:
         """Digest of everything that decides which policies are proposed and what they score."""
         content = self.model_dump(mode="json", exclude=set(AFTERTHOUGHTS))
+        del content["ptq"]["refine"]  # comes after the search
         if not self.ptq.steps:
             del content["ptq"]["steps"]  # as before there were any: runs go on
         if not self.prune_dominated:

@@ -240,11 +240,14 @@ class Assembly:
 
     @cached_property
     def agent(self) -> Agent:
+        return self.agent_for(self.problem, self.recipe.max_evaluations)
+
+    def agent_for(self, problem: Problem, evaluations: int) -> Agent:
+        """The recipe's agent, new, for a search of ``evaluations`` of a problem."""
         from haqsearch.agents import build_agent
 
-        recipe = self.recipe
-        with self.names.users_code(f"agent = {recipe.agent!r}"):
-            return build_agent(recipe.agent, self.problem, recipe.seed, recipe.max_evaluations)
+        with self.names.users_code(f"agent = {self.recipe.agent!r}"):
+            return build_agent(self.recipe.agent, problem, self.recipe.seed, evaluations)
 
     def check(self) -> None:
         """Raise what can be known to be wrong before anything is written: names, data, device, weights and budget.
@@ -302,7 +305,7 @@ def worker_evaluator(config: Mapping[str, Any]) -> Callable[[Policy], Evaluation
     )
     evaluator = assembly.evaluator
     evaluator.reference("search")
-    return evaluator.evaluate
+    return evaluator.evaluate_in_order if config.get("in_order") else evaluator.evaluate
 
 
 def _tensor(part: Any) -> Any:

@@ -25,6 +25,7 @@ from haqsearch.files import write_json_atomic, write_text_atomic
 if TYPE_CHECKING:
     from haqsearch.search.ladder import Ladder
     from haqsearch.search.loop import Event, Summary
+    from haqsearch.search.pool import Pool
     from haqsearch.search.records import Record
 
 
@@ -91,9 +92,13 @@ class Run:
         with self.clock.stage("search"):
             records, summary = self._search()
         self.say(f"search ended: {summary.why}")
-        finished = self._finish(records)
+        second: list[Record] = []
+        if self.assembly.recipe.ptq.refine:
+            with self.clock.stage("refine"):
+                second = self._refine(records)
+        finished = self._finish(records, second)
         with self.clock.stage("report"):
-            return self._report(records, summary, *finished)
+            return self._report(records, second, summary, *finished)
 
     @property
     def _rounds_slowly(self) -> bool:
@@ -143,8 +148,8 @@ class Run:
             self.say(sentence)
         # In a database studies are told apart by their folders' names; a folder holds one, and may be renamed.
         where, name = (recipe.storage, self.folder.name) if recipe.storage else (self.folder, "search")
-        digest = "-".join([recipe.digest, a.weights_digest, a.device.digest, *(p.digest for p in a.warm_starts)])
-        self.study = open_study(where, name, digest, a.problem.directions)
+        self.digest = "-".join([recipe.digest, a.weights_digest, a.device.digest, *(p.digest for p in a.warm_starts)])
+        self.study = open_study(where, name, self.digest, a.problem.directions)
         write_text_atomic(self.folder / RECIPE_FILE, to_toml(recipe))
 
     def _sensitivity(self) -> None:
@@ -159,19 +164,10 @@ class Run:
 
     def _search(self) -> tuple[list[Record], Summary]:
         from haqsearch.search.loop import run_search
-        from haqsearch.search.pool import Pool, SerialPool
         from haqsearch.search.records import best_of, read_records, write_best, write_pareto, write_trials
 
         a, recipe = self.assembly, self.assembly.recipe
-        pool: Pool
-        if self.workers:
-            from haqsearch.search.ray_pool import RayPool
-
-            threads = max((os.cpu_count() or 1) // self.workers, 1)
-            pool = RayPool("haqsearch.cli.assemble:worker_evaluator", a.to_config(threads), self.workers, threads)
-        else:
-            pool = SerialPool(a.evaluator.evaluate)
-
+        pool = self._pool()
         best_file, origin = self.folder / "best.json", provenance(a)
 
         def on_event(event: Event) -> None:
@@ -203,29 +199,65 @@ class Run:
         write_pareto(self.folder / "pareto.json", records, a.problem.objective, a.problem.counted, volume)
         return records, summary
 
+    def _pool(self, in_order: bool = False) -> Pool:
+        """Who evaluates; ``in_order``: with weights rounded in network order."""
+        from haqsearch.search.pool import SerialPool
+
+        a = self.assembly
+        if not self.workers:
+            return SerialPool(a.evaluator.evaluate_in_order if in_order else a.evaluator.evaluate)
+        from haqsearch.search.ray_pool import RayPool
+
+        threads = max((os.cpu_count() or 1) // self.workers, 1)
+        config = {**a.to_config(threads), "in_order": in_order}
+        return RayPool("haqsearch.cli.assemble:worker_evaluator", config, self.workers, threads)
+
+    def _refine(self, records: list[Record]) -> list[Record]:
+        """The second search, from the best policies of the first, every policy rounded in network order."""
+        from haqsearch.search.loop import run_search
+        from haqsearch.search.records import read_records, write_trials
+        from haqsearch.search.refine import refined
+        from haqsearch.search.storage import open_study
+
+        a, recipe = self.assembly, self.assembly.recipe
+        problem, name = refined(a.problem, records)
+        where = recipe.storage or self.folder
+        study = open_study(where, f"{self.folder.name}-{name}" if recipe.storage else name, self.digest)
+        self.say(f"refining: {recipe.ptq.refine} policies rounded in network order, from the best of the search on")
+
+        def on_event(event: Event) -> None:
+            self.clock.tick()
+            self.on_event(event)
+
+        pool = self._pool(in_order=True)
+        try:
+            run_search(problem, a.agent_for(problem, recipe.ptq.refine), pool, study, recipe.ptq.refine, on_event)
+        finally:
+            pool.close()
+        found = read_records(study)
+        write_trials(self.folder / "refined.parquet", found)
+        return found
+
     @property
     def _ladder(self) -> Ladder:
         from haqsearch.search.ladder import Ladder
 
         return Ladder(**self.assembly.recipe.ladder.model_dump())
 
-    def _feasible(self, records: list[Record]) -> list[Record]:
-        """Feasible records, best score first."""
-        found = sorted((r for r in records if r.feasible), key=lambda r: (-(r.score or 0.0), r.number))
-        if not found:
-            raise SearchError("no evaluated policy is inside the budget; look at trials.parquet for what was tried")
-        return found
-
-    def _finish(self, records: list[Record]) -> tuple[list[Candidate], list[Candidate], Record | None]:
-        """What was made of the best policies, what of the best uniform one, and that one's record.
+    def _finish(
+        self, records: list[Record], second: list[Record]
+    ) -> tuple[list[Candidate], list[Candidate], Record | None]:
+        """What was made of the best policies - of the second search if there was one -, what of the best uniform one, and that
+        one's record.
 
         The uniform policy gets every rung that the winner gets, whatever it scores, and may win: it is what the search is
         compared with.
         """
         from haqsearch.search.records import best_of
+        from haqsearch.search.refine import leading
 
         recipe = self.assembly.recipe
-        chosen = [r.policy for r in self._feasible(records)[: max(recipe.qat.candidates, 1)]]
+        chosen = [r.policy for r in leading(second or records)[: max(recipe.qat.candidates, 1)]]
         baseline = best_of([r for r in records if r.source == "uniform"])
         with self.clock.stage("finish"):
             found = self._finisher.climbed(chosen)
@@ -241,6 +273,7 @@ class Run:
     def _report(
         self,
         records: list[Record],
+        second: list[Record],
         search: Summary,
         candidates: list[Candidate],
         uniform: list[Candidate],
@@ -255,6 +288,8 @@ class Run:
         scores = a.evaluator.score(best.program, "report")
         summary = summarize(a, self.folder.name, records, best, scores)
         summary["ended"] = {"by": search.ended, "why": search.why}
+        if second:
+            summary["refined"] = {"evaluations": sum(r.evaluation.ok for r in second)}
         summary["ladder"] = self._ladder.summary(self.study) if a.recipe.ladder.rungs else None
         if baseline:
             summary["uniform"] = summarize_uniform(a, baseline, max(uniform, key=score, default=None))

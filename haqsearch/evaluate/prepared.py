@@ -41,9 +41,9 @@ class Prepared:
         """Integer program of ``policy``; a changed layer re-quantizes only itself."""
         return lower(self.graph, policy, self.ranges, self.weight, self.plan, self.memo)
 
-    def in_order(self, policy: Policy, inputs: Tensor) -> Prepared:
+    def in_order(self, policy: Policy, inputs: Tensor, quick: bool = False) -> Prepared:
         """The same network with the weights of ``policy`` reconstructed in network order from ``inputs`` (N, ...)."""
-        weights = reconstruct_in_order(self.graph, self.plan, policy, self.ranges, inputs)
+        weights = reconstruct_in_order(self.graph, self.plan, policy, self.ranges, inputs, quick=quick)
         return replace(self, weight=lambda layer, _: weights[layer], memo=Memo())
 
     def finetuned(self, tuned: Finetuned) -> Prepared:

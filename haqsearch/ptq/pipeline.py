@@ -7,7 +7,7 @@ calibration inputs yields every statistic the steps want; ``weight`` then needs 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -26,7 +26,7 @@ from haqsearch.quant.weights import encode_weight
 from haqsearch.spec import Format
 from haqsearch.spec.ptq import PTQ_STEPS
 
-RECONSTRUCTIONS = {"reconstruct": reconstruct_weight, "adaround": adaround_weight}
+RECONSTRUCTIONS: Mapping[str, Callable[..., QWeight]] = {"reconstruct": reconstruct_weight, "adaround": adaround_weight}
 """Ways of rounding that look at the layer's inputs: (weight, format, statistics, where, has_bias) -> QWeight."""
 
 

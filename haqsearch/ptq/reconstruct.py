@@ -26,13 +26,27 @@ from haqsearch.spec import Format
 VERSION = 1
 """Of the method: weights made by another version are made again."""
 
-_POSITIONS = 64  # output positions per image that enter the covariance: neighbours tell little new
-_SWEEPS = 6  # per scale; few codes change after the third
-_SCALES = 4  # alternations of codes and scale
-_STARTS = (0.8, 0.9, 1.0, 1.15)  # first scales tried, relative to that of least weight error
+POSITIONS = 64  # output positions per image that enter the covariance: neighbours tell little new
 _NARROW = 4  # bits; only up to here the outcome depends on the first scale
 _TINY = torch.finfo(torch.float64).tiny
 _DAMPING = 1e-3  # of the mean variance, added to every variance: dead inputs must not leave weights undetermined
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long a minimum is looked for.
+
+    sweeps  over all weights of a channel at one scale; few codes change after the third
+    scales  alternations of codes and scale
+    starts  first scales tried, relative to that of least weight error
+    """
+
+    sweeps: int = 6
+    scales: int = 4
+    starts: tuple[float, ...] = (0.8, 0.9, 1.0, 1.15)
+
+
+THOROUGH, QUICK = Effort(), Effort(sweeps=2, scales=2, starts=(1.0,))
 
 
 @dataclass(frozen=True)
@@ -82,28 +96,46 @@ def input_statistics(graph: Graph, batches: Iterable[Tensor], seed: int = 0) -> 
     return collector.statistics()
 
 
-def layer_rows(layer: Node, weight: Tensor, x: Tensor, generator: torch.Generator) -> Tensor:
-    """Inputs of ``layer`` as rows (G, rows, K) in the order of its flattened weights, at positions drawn from ``generator``."""
+def layer_rows(
+    layer: Node, weight: Tensor, x: Tensor, generator: torch.Generator, positions: int = POSITIONS
+) -> Tensor:
+    """Inputs of ``layer`` as rows (G, rows, K) in the order of its flattened weights, at ``positions`` of every sample's
+    output, drawn from ``generator``."""
     if layer.op == "linear":
         return x.reshape(1, -1, x.shape[-1])
-    at = layer.attributes
-    columns = F.unfold(x, tuple(weight.shape[2:]), at["dilation"], at["padding"], at["stride"])  # (B, C kh kw, L)
-    chosen = torch.randperm(columns.shape[2], generator=generator)[:_POSITIONS]
-    columns = columns[:, :, chosen].reshape(len(x), at["groups"], -1, len(chosen))
-    return columns.permute(1, 0, 3, 2).reshape(at["groups"], -1, columns.shape[2])
+    at, groups = layer.attributes, layer.attributes["groups"]
+    (up, left), (down, across), (high, wide) = at["stride"], at["dilation"], at["padding"]
+    height, width = (
+        (size + 2 * pad - gap * (kernel - 1) - 1) // step + 1
+        for size, pad, gap, kernel, step in zip(
+            x.shape[2:], (high, wide), (down, across), weight.shape[2:], (up, left), strict=True
+        )
+    )
+    chosen = torch.randperm(height * width, generator=generator)[:positions]
+    # Only the patches that were drawn are cut out: unfolding all of them takes longer than everything done with them.
+    row = (chosen // width * up)[:, None, None] + (torch.arange(weight.shape[2]) * down)[:, None]
+    column = (chosen % width * left)[:, None, None] + torch.arange(weight.shape[3]) * across
+    patches = F.pad(x, (wide, wide, high, high))[:, :, row, column]  # (B, C, positions, kh, kw)
+    rows = patches.transpose(1, 2).reshape(len(x), len(chosen), groups, -1)
+    return rows.permute(2, 0, 1, 3).reshape(groups, -1, rows.shape[3])
 
 
-def output_rows(layer: Node, y: Tensor, generator: torch.Generator) -> Tensor:
+def output_rows(layer: Node, y: Tensor, generator: torch.Generator, positions: int = POSITIONS) -> Tensor:
     """Outputs of ``layer`` as rows (G, rows, N / G), where ``layer_rows`` with an equal ``generator`` takes the inputs."""
     if layer.op == "linear":
         return y.reshape(1, -1, y.shape[-1])
-    chosen = torch.randperm(y.shape[2] * y.shape[3], generator=generator)[:_POSITIONS]
+    chosen = torch.randperm(y.shape[2] * y.shape[3], generator=generator)[:positions]
     rows = y.flatten(2)[:, :, chosen].reshape(len(y), layer.attributes["groups"], -1, len(chosen))
     return rows.permute(1, 0, 3, 2).reshape(layer.attributes["groups"], -1, rows.shape[2])
 
 
 def reconstruct_weight(
-    weight: Tensor, format: Format, statistics: InputStatistics, where: str = "weight", has_bias: bool = True
+    weight: Tensor,
+    format: Format,
+    statistics: InputStatistics,
+    where: str = "weight",
+    has_bias: bool = True,
+    effort: Effort = THOROUGH,
 ) -> QWeight:
     """Integer weights of least output error, with the bias correction that goes with them. Errors as ``quantize_weight``'s.
 
@@ -121,14 +153,14 @@ def reconstruct_weight(
     shape = (groups, -1, rows.shape[1])
     first = nearest.scale.double().reshape(rows.shape[:2])
     shared = format.computed_as.granularity == "tensor"  # no channel may move the scale of all
-    starts = _STARTS if format.width <= _NARROW and not shared else (1.0,)
+    starts = effort.starts if format.width <= _NARROW and not shared else (1.0,)
     # All first scales are descended from at once, as if each channel were there several times; nearest rounding competes.
     many = rows.repeat(1, len(starts), 1)
     scale = torch.cat([first * start for start in starts], 1)
     grid = nearest.grid.reshaped(*rows.shape).repeated(1, len(starts), 1)
     codes = grid.snap(many / scale[..., None])
-    for _ in range(_SCALES):
-        codes = _descend(many, codes, scale, moments, grid)
+    for _ in range(effort.scales):
+        codes = _descend(many, codes, scale, moments, grid, effort.sweeps)
         if shared:
             break
         product = codes @ moments
@@ -149,13 +181,13 @@ def reconstruct_weight(
     )
 
 
-def _descend(rows: Tensor, codes: Tensor, scale: Tensor, covariance: Tensor, grid: Grid) -> Tensor:
-    """Codes (G, N, K) of ``grid`` after sweeps of coordinate descent at a fixed scale (G, N)."""
+def _descend(rows: Tensor, codes: Tensor, scale: Tensor, covariance: Tensor, grid: Grid, sweeps: int) -> Tensor:
+    """Codes (G, N, K) of ``grid`` after ``sweeps`` of coordinate descent at a fixed scale (G, N)."""
     codes = codes.clone()
     error = rows - codes * scale[..., None]
     slope = error @ covariance
     variance = covariance.diagonal(dim1=1, dim2=2)
-    for _ in range(_SWEEPS):
+    for _ in range(sweeps):
         before = codes.clone()
         for k in range(rows.shape[2]):
             wanted = rows[:, :, k] - error[:, :, k] + slope[:, :, k] / variance[:, k, None]

@@ -25,7 +25,15 @@ from haqsearch.graph.execute import call_float, compute
 from haqsearch.graph.ir import LAYER_OPS, MOVES
 from haqsearch.graph.plan import STREAM, Plan
 from haqsearch.graph.ranges import CalibratedRanges
-from haqsearch.ptq.reconstruct import InputStatistics, layer_rows, output_rows, reconstruct_weight
+from haqsearch.ptq.reconstruct import (
+    POSITIONS,
+    QUICK,
+    THOROUGH,
+    InputStatistics,
+    layer_rows,
+    output_rows,
+    reconstruct_weight,
+)
 from haqsearch.quant import QWeight
 from haqsearch.spec import Policy
 
@@ -41,18 +49,29 @@ Batches = list[Any]
 
 
 def reconstruct_in_order(
-    graph: Graph, plan: Plan, policy: Policy, ranges: CalibratedRanges, inputs: Tensor, seed: int = 0
+    graph: Graph,
+    plan: Plan,
+    policy: Policy,
+    ranges: CalibratedRanges,
+    inputs: Tensor,
+    seed: int = 0,
+    quick: bool = False,
 ) -> dict[str, QWeight]:
     """Integer weights of every layer under ``policy``, with bias corrections, from calibration ``inputs`` (N, ...).
 
-    One pass over the network; the values of all inputs that are still to be read are held at once.
+    One pass over the network; the values of all inputs that are still to be read are held at once. ``quick``: to tell policies
+    apart, from half of the inputs, half of the positions and with fewer sweeps.
     """
     with torch.no_grad():
-        return _Walk(graph, plan, policy, ranges, seed).weights(inputs)
+        chosen = inputs[: (len(inputs) + 1) // 2] if quick else inputs
+        return _Walk(graph, plan, policy, ranges, seed, quick).weights(chosen)
 
 
 class _Walk:
-    def __init__(self, graph: Graph, plan: Plan, policy: Policy, ranges: CalibratedRanges, seed: int) -> None:
+    def __init__(
+        self, graph: Graph, plan: Plan, policy: Policy, ranges: CalibratedRanges, seed: int, quick: bool
+    ) -> None:
+        self.positions, self.effort = (POSITIONS // 2, QUICK) if quick else (POSITIONS, THOROUGH)
         self.graph, self.plan, self.policy, self.ranges = graph, plan, policy, ranges
         self.generator, self.users = torch.Generator().manual_seed(seed), graph.users
         self.float: dict[str, Batches] = {}  # node -> values of the float network, by batch
@@ -117,13 +136,13 @@ class _Walk:
         count = 0
         for before, after, lost in zip(exact, rough, beside, strict=True):
             state = self.generator.get_state()
-            x = layer_rows(node, weight, before[name], self.generator)  # (G, rows, K)
+            x = layer_rows(node, weight, before[name], self.generator, self.positions)  # (G, rows, K)
             self.generator.set_state(state)  # the same positions
-            y = layer_rows(node, weight, after[name], self.generator)
+            y = layer_rows(node, weight, after[name], self.generator, self.positions)
             z = x.new_zeros(len(x), x.shape[1], 1)  # (G, rows, N / G), or nothing
             if lost is not None:
                 self.generator.set_state(state)
-                z = output_rows(node, lost, self.generator)
+                z = output_rows(node, lost, self.generator, self.positions)
             parts = (x.sum(1), y.sum(1), z.sum(1), *(v.transpose(1, 2) @ y for v in (x, y, z)))
             sums = [total + part.double() for total, part in zip(sums, parts, strict=True)]
             count += x.shape[1]
@@ -141,7 +160,7 @@ class _Walk:
         choice = self.policy[node.layer].weight
         statistics = InputStatistics(mean_y, square)
         made = reconstruct_weight(
-            target.reshape(weight.shape), choice, statistics, f"layer {node.layer}", bool(node.bias)
+            target.reshape(weight.shape), choice, statistics, f"layer {node.layer}", bool(node.bias), self.effort
         )
         if made.bias_correction is not None:  # it is (W* - W_q) mean(x'); wanted is W mean(x) + mean(z - z')
             drift = torch.einsum("gnk,gk->gn", rows, mean_x) - torch.einsum("gnk,gk->gn", target, mean_y) + mean_z

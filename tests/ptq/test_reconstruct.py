@@ -9,9 +9,17 @@ from hypothesis import strategies as st
 
 from haqsearch.errors import DataError
 from haqsearch.evaluate import WeightBank
-from haqsearch.graph import run_float
+from haqsearch.graph import run_float, trace
+from haqsearch.ptq.fold import prepare
 from haqsearch.ptq.pipeline import Pipeline
-from haqsearch.ptq.reconstruct import InputStatistics, input_statistics, reconstruct_weight
+from haqsearch.ptq.reconstruct import (
+    QUICK,
+    THOROUGH,
+    InputStatistics,
+    input_statistics,
+    layer_rows,
+    reconstruct_weight,
+)
 from haqsearch.quant import quantize_weight
 from haqsearch.spec import Format, Policy
 from haqsearch.spec.ptq import PTQ_PRESETS
@@ -47,7 +55,8 @@ def test_never_worse_than_nearest_rounding_on_the_data_it_saw(layer):
     x = torch.relu(torch.randn(200, inputs, generator=generator) @ mixing + 0.3)
     weight = torch.randn(outputs, inputs, generator=generator)
     format, statistics = Format("int", width), statistics_of(x)
-    made = reconstruct_weight(weight, format, statistics, has_bias=bias)
+    effort = QUICK if seed % 2 else THOROUGH
+    made = reconstruct_weight(weight, format, statistics, has_bias=bias, effort=effort)
     assert (made.bias_correction is None) is not bias
     assert int(made.codes.abs().max()) <= format.code_max
     nearest = quantize_weight(weight, format)
@@ -251,3 +260,33 @@ def test_a_layer_makes_up_for_what_is_lost_beside_it(monkeypatch):
                 program = network.in_order(policy, inputs).lower(policy)
             errors.append(float((run_program(program, inputs) - wanted).pow(2).mean()))
         assert errors[1] < 0.9 * errors[0], errors
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    stride=st.integers(1, 2),
+    padding=st.tuples(st.integers(0, 2), st.integers(0, 1)),
+    dilation=st.integers(1, 2),
+    groups=st.sampled_from([1, 2, 4]),
+    seed=st.integers(0, 99),
+)
+def test_rows_of_a_convolution_are_its_patches_at_drawn_positions(kernel, stride, padding, dilation, groups, seed):
+    """Rows times flattened weights are the convolution's outputs, at as many positions of each sample as were asked for."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randint(-4, 5, (3, 4, 9, 8), generator=generator).float()
+    model = torch.nn.Conv2d(4, 8, kernel, stride, padding, dilation, groups, bias=False)
+    with torch.no_grad():
+        model.weight.copy_(torch.randint(-3, 4, model.weight.shape, generator=generator))
+        graph = prepare(trace(model, x, "one"))
+        (layer,) = graph.layers
+        outputs = (
+            model(x).flatten(2).permute(0, 2, 1).reshape(-1, groups, 8 // groups)
+        )  # every position of every sample
+    drawn = layer_rows(layer, model.weight.detach(), x, torch.Generator().manual_seed(seed), positions=5)
+    positions = outputs.shape[0] // 3
+    assert drawn.shape[1] == 3 * min(5, positions)
+    products = torch.einsum("grk,gnk->rgn", drawn, model.weight.detach().reshape(groups, 8 // groups, -1))
+    chosen = torch.randperm(positions, generator=torch.Generator().manual_seed(seed))[:5]
+    wanted = outputs.reshape(3, positions, groups, -1)[:, chosen].reshape(products.shape)
+    assert torch.equal(products, wanted)

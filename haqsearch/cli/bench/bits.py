@@ -116,7 +116,9 @@ class Contest:
         """Of every competitor its scores and costs; the search's first."""
         update = {"budget": (self.budget,), "activation_bits": self.activation_bits}
         stage = self.stage.with_recipe(self.stage.assembly.recipe.model_copy(update=update))
-        best, seconds = self._searched(stage, agent, evaluations or stage.assembly.recipe.max_evaluations, finalists)
+        (first, *best), seconds = self._searched(
+            stage, agent, evaluations or stage.assembly.recipe.max_evaluations, finalists
+        )
         start = time.process_time()
         objective = stage.assembly.problem.objective
         chosen = max(
@@ -124,25 +126,28 @@ class Contest:
         )
         finishing = time.process_time() - start
         yield {
-            **self._scored(stage, agent, best[0], chosen),
+            **self._scored(stage, agent, first, chosen),
             "search_s": round(seconds, 1), "finish_s": round(finishing, 1), "finalists": len(best),
         }  # fmt: skip
         for name, policy, own in self._others(stage.assembly, elsewhere):
             yield {**self._scored(stage, name, policy, policy), **({} if own is None else {"own_accuracy": own})}
 
     def _searched(self, stage: Stage, agent: str, evaluations: int, count: int) -> tuple[list[Policy], float]:
-        """The best policies that ``agent`` finds, and seconds of the processor, those of its sensitivity table included."""
+        """The best policy that ``agent`` finds, then those to be finished - of the second search, if the recipe has one -, and
+        seconds of the processor, those of its sensitivity table included.
+        """
         from haqsearch.cli.bench.cells import Cell, Entrant
-        from haqsearch.errors import SearchError
+        from haqsearch.search.refine import leading
 
         start = time.process_time()
         slug = "".join(c if c.isalnum() or c in ".-" else "-" for c in self.title)
         cell = Cell(_in(stage, slug), Entrant.parse(agent), stage.assembly.recipe.seed, evaluations)
-        records = sorted((r for r in cell.search() if r.feasible), key=lambda r: (-(r.score or 0.0), r.number))
-        if not records:
-            raise SearchError(f"{agent} found no policy with {self.budget}")
-        known = sum(record.evaluation.seconds + record.thinking_s for record in records)
-        return [record.policy for record in records[:count]], max(time.process_time() - start, known)
+        found = cell.search()
+        second = cell.refine(found, stage.assembly.recipe.ptq.refine)
+        known = sum(record.evaluation.seconds + record.thinking_s for record in (*found, *second))
+        policies = [record.policy for record in leading(found)[:1]]
+        policies += [record.policy for record in leading(second or found)[:count]]
+        return policies, max(time.process_time() - start, known)
 
     @staticmethod
     def _finished(stage: Stage, policy: Policy, split: str) -> Scores:

@@ -175,6 +175,25 @@ class Cell:
             run_search(assembly.problem, self.agent, SerialPool(self.stage.evaluate), study, self.evaluations)
             return read_records(study)
 
+    def refine(self, records: Sequence[Record], evaluations: int) -> list[Record]:
+        """A second search from the best of ``records``, with weights rounded in network order; see ``search.refine``."""
+        from haqsearch.agents import build_agent
+        from haqsearch.search.loop import run_search
+        from haqsearch.search.pool import SerialPool
+        from haqsearch.search.records import read_records
+        from haqsearch.search.refine import refined
+        from haqsearch.search.storage import exclusive, open_study
+
+        if not evaluations:
+            return []
+        assembly = self.stage.assembly
+        problem, name = refined(assembly.problem, records)
+        agent = build_agent(self.entrant.name, problem, self.seed, evaluations, **self.entrant.options)
+        with exclusive(self.folder):
+            study = open_study(self.folder, name)
+            run_search(problem, agent, SerialPool(assembly.evaluator.evaluate_in_order), study, evaluations)
+            return read_records(study)
+
     def _row(self, best: Record, event: str, evaluation: int, thinking: float, scoring: float, commit: str) -> Row:
         from haqsearch.search.records import policy_text
 
