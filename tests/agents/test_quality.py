@@ -25,8 +25,11 @@ def mean_log_loss(name: str, layers: int, evaluations: int, seeds: range) -> flo
 
 @pytest.mark.parametrize("name", ["tpe", "ddpg", "evolution"])
 def test_learning_beats_chance(name):
-    """Measured over two sets of three seeds: tpe 0.4 and 0.76, ddpg 0.35 and 0.51 nats below random; asked is 0.1."""
-    learned, chance = (mean_log_loss(agent, 10, 80, range(3)) for agent in (name, "random"))
+    """Measured over three pairs of seeds: tpe 0.46 to 0.61, ddpg 0.2 to 0.48, evolution 0.74 to 0.87 nats below random.
+
+    Asked is 0.1.
+    """
+    learned, chance = (mean_log_loss(agent, 10, 60, range(2)) for agent in (name, "random"))
     assert learned < chance - 0.1
 
 
