@@ -49,6 +49,7 @@ ROOMS: dict[str, set[str]] = {
 # What a file may import beyond its room: the one loop drives agents; a table measured here would run kernels.
 FILES: dict[str, set[str]] = {
     "haqsearch/search/loop.py": {"agents.base", "agents.problem"},
+    "haqsearch/search/source.py": {"agents.base", "agents.problem"},
     "hwmodels/measure.py": {"kernels", "runtime"},
 }
 

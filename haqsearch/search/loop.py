@@ -18,18 +18,18 @@ from typing import Any
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from haqsearch.agents.base import Agent, SpaceExhausted
+from haqsearch.agents.base import Agent
 from haqsearch.agents.problem import Problem
 from haqsearch.errors import SearchError
 from haqsearch.search.ladder import STAGE, Ladder, Stage, combined
 from haqsearch.search.pool import Pool
 from haqsearch.search.records import Record, best_of, policy_text, read_records, record_of
+from haqsearch.search.source import Source
 from haqsearch.search.volume import FrontVolume
 from haqsearch.spec import Evaluation, Policy, violation
 
 PATIENCE = 10  # failed evaluations in a row before the search is given up
 
-_EXHAUSTED = "exhausted"
 _NO_LADDER = Ladder()
 
 
@@ -106,7 +106,7 @@ def run_search(
         run.fill()
     ended, why = run.over
     front = run.front if problem.tradeoff else None
-    return Summary(run.best, run.complete, run.failed, run.exhausted, run.seconds, run.pruned, ended, why, front)
+    return Summary(run.best, run.complete, run.failed, run.source.exhausted, run.seconds, run.pruned, ended, why, front)
 
 
 @dataclass(frozen=True)
@@ -147,10 +147,8 @@ class _Run:
         self.complete = sum(r.score is not None for r in records)
         self.failed = len(records) - len(self.evaluated)
         self.failed_in_a_row = 0
-        self.exhausted: str = study.user_attrs.get(_EXHAUSTED, "")
+        self.source = Source(problem, study)
         self.verdict = ladder.verdict(study)
-        left = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        self.unfinished = deque(sorted(left, key=_turn))
         turns = (t.user_attrs[STAGE]["turn"] for t in study.get_trials(deepcopy=False) if STAGE in t.user_attrs)
         self.turn: int = max(turns, default=0)
         self.flight: deque[_Flying] = deque()
@@ -169,8 +167,8 @@ class _Run:
         """Why no other evaluation is to be begun, as a word and in words; two empty texts if one is."""
         if len(self.evaluated) + len(self.flight) >= self.max_evaluations:
             return "max_evaluations", f"all {self.max_evaluations} evaluations are done"
-        if self.exhausted:
-            return "exhausted", self.exhausted
+        if self.source.exhausted:
+            return "exhausted", self.source.exhausted
         if self.seconds >= self.max_seconds and (self.evaluated or self.flight):
             return "max_time", f"the time is up after {len(self.evaluated)} evaluations"
         newest = self.front.newest  # without a trade-off the front is the best policy
@@ -183,14 +181,14 @@ class _Run:
 
     def fill(self) -> None:
         """Ask for and submit as many trials as the pool takes and the search still needs."""
-        while len(self.flight) < self.pool.capacity and (self.unfinished or not self.exhausted):
+        while len(self.flight) < self.pool.capacity and not self.source.empty:
             if self.over[0] not in ("", "exhausted"):
                 return
-            if self.unfinished:
-                trial = self.take_up(self.unfinished.popleft())
-            elif (trial := self.ask()) is None:
-                return
-            if trial is not None:
+            trial = self.source.next()
+            if isinstance(trial, FrozenTrial):
+                attributes = trial.user_attrs
+                self.tell(trial.number, Evaluation.from_json(attributes["evaluation"]), "pruned" in attributes)
+            elif trial is not None:
                 self.send(trial)
 
     def send(self, trial: Trial) -> None:
@@ -214,50 +212,6 @@ class _Run:
         stage = Stage(self.turn, self.ladder.following(self.study, samples), parts)
         trial.set_user_attr(STAGE, stage.to_json())
         return stage
-
-    def ask(self) -> Trial | None:
-        """A new trial with all its parameters on disk, or None at the end of the space."""
-        if self.exhausted:
-            return None
-        try:
-            trial = self.study.ask(self.problem.distributions)
-            _ = (
-                trial.relative_params
-            )  # a space with nothing free suggests nothing, but the agent is to be asked all the same
-        except SpaceExhausted as end:
-            self.end(len(self.study.get_trials(deepcopy=False)) - 1, end)
-            return None
-        return trial
-
-    def take_up(self, left: FrozenTrial) -> Trial | None:
-        """A trial that a killed process left running, ready to be evaluated; None if nothing of it is left to do.
-
-        One killed while its parameters were written is asked again: the study is as it was, so the agent answers as
-        it did.
-        """
-        if "evaluation" in left.user_attrs:
-            self.tell(left.number, Evaluation.from_json(left.user_attrs["evaluation"]), "pruned" in left.user_attrs)
-            return None
-        trial = Trial(self.study, left._trial_id)
-        if "proposal" in left.user_attrs and len(left.params) == len(self.problem.distributions):
-            return trial
-        try:
-            again = trial.relative_params
-        except SpaceExhausted as end:
-            self.end(left.number, end)
-            return None
-        if any(again[name] != value for name, value in left.params.items()):  # another version of the agent began it
-            self.study.tell(left.number, state=TrialState.FAIL)
-            return None
-        for variable in self.problem.free:
-            trial.suggest_int(variable.name, 0, len(variable.candidates) - 1)
-        return trial
-
-    def end(self, number: int, why: SpaceExhausted) -> None:
-        """Close the trial that was opened in vain, and remember that there is nothing left."""
-        self.exhausted = str(why)
-        self.study.set_user_attr(_EXHAUSTED, self.exhausted)
-        self.study.tell(number, state=TrialState.FAIL)
 
     def finish_oldest(self) -> None:
         """Hear the answer that was sent for first; tell it, or promote the trial to its next rung."""
@@ -337,8 +291,3 @@ class _Run:
 
 def _finite(value: float | None) -> float | None:
     return float(value) if value is not None and isfinite(value) else None
-
-
-def _turn(trial: FrozenTrial) -> float:
-    """When a trial was last sent to the pool; one that never was comes last."""
-    return float(trial.user_attrs[STAGE]["turn"]) if STAGE in trial.user_attrs else inf
