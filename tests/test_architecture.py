@@ -50,6 +50,7 @@ ROOMS: dict[str, set[str]] = {
 FILES: dict[str, set[str]] = {
     "haqsearch/search/loop.py": {"agents.base", "agents.problem"},
     "haqsearch/search/source.py": {"agents.base", "agents.problem"},
+    "haqsearch/search/refine.py": {"agents.problem"},
     "hwmodels/measure.py": {"kernels", "runtime"},
 }
 
