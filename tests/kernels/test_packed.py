@@ -1,4 +1,4 @@
-"""Weights of few bits: linear layers that read them packed, convolutions by bit planes and tables; equal to the reference."""
+"""Kernels of one purpose: packed linear layers, bit planes and tables, 3 x 3 depthwise; equal to the reference."""
 
 import pytest
 import torch
@@ -60,6 +60,31 @@ def convolutions(draw):
     bound = accumulator_bound(weight, None, 255)
     end = draw(epilogues(outside, bound))
     return x, draw(st.integers(0, 2**bits - 1)), weight, 5, stride, padding, dilation, 1, bound, *end
+
+
+@st.composite
+def depthwise(draw):
+    """3 x 3: the widths at which rows are cut, channels that fill a register and that do not, every width of weights."""
+    channels, width = (
+        draw(st.sampled_from([2, 7, 16, 17, 32, 40, 64])),
+        draw(st.sampled_from([1, 2, 3, 8, 64, 65, 130])),
+    )
+    size = (draw(st.integers(1, 2)), channels, draw(st.integers(1, 4)), width)
+    x, zero_point = draw(activations(size))
+    low = -(2 ** draw(st.integers(0, 7)))
+    fill = draw(st.sampled_from(["random", "random", "opposed", "all max", "all min"]))
+    weight = codes((channels, 1, 3, 3), low, max(-low - 1, 1), fill, draw(st.integers(0, 999)), torch.int8)
+    stride, bound = draw(st.sampled_from([(1, 1), (2, 2), (1, 2)])), accumulator_bound(weight, None, 255)
+    return x, zero_point, weight, 8, stride, (1, 1), (1, 1), channels, bound, *draw(epilogues(channels, bound))
+
+
+def test_depthwise_convolutions_equal_the_reference(isa):
+    @few
+    @given(depthwise())
+    def law(arguments):
+        assert torch.equal(native.conv2d(*arguments), reference.conv2d(*arguments))
+
+    law()
 
 
 def test_linear_layers_equal_the_reference(isa):

@@ -4,8 +4,8 @@
 #include <cstring>
 #include <type_traits>
 
+#include "avx2_depthwise.h"
 #include "avx2_epilogue.h"
-#include "depthwise.h"
 
 namespace haq {
 namespace {
@@ -76,21 +76,7 @@ class PairRequantizer {
   int low_, high_;
 };
 
-// The same for sums of int32.
-struct LongRequantizer : avx2::Requantizer {
-  LongRequantizer(const Epilogue& e, int64_t bound)
-      : avx2::Requantizer(e, static_cast<int>(e.multiplier.size()), bound) {}
-
-  __m256i codes(const __m256i (&sums)[4], int channel) const {
-    if (vector()) return interleaved(sums, channel);
-    alignas(32) uint8_t codes[48];  // 16 bytes of room for wide ones, which never come here
-    store(codes, channel, 16, sums[0], sums[1]);
-    store(codes + 16, channel + 16, 16, sums[2], sums[3]);
-    // fours of channels 0 4 1 5 2 6 3 7 -> 0 1 2 3 4 5 6 7
-    const __m256i order = _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7);
-    return _mm256_permutevar8x32_epi32(_mm256_load_si256(reinterpret_cast<const __m256i*>(codes)), order);
-  }
-};
+using avx2::LongRequantizer;
 
 template <Width width>
 struct Avx2 {
@@ -124,12 +110,9 @@ struct Avx2 {
     return sum;
   }
 
-  // 32 / Rows bytes of each row.
   template <int Rows>
   static Bytes load(const uint8_t* const* row, std::ptrdiff_t at) {
-    if constexpr (Rows == 1) return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row[0] + at));
-    const auto half = [&](int r) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(row[r] + at)); };
-    return _mm256_inserti128_si256(_mm256_castsi128_si256(half(0)), half(Rows - 1), 1);
+    return avx2::load_rows<Rows>(row, at);
   }
 
   static void interleave(Bytes a, Bytes b, Bytes c, Bytes d, Bytes* quad) {
@@ -146,22 +129,8 @@ struct Avx2 {
       __m256i sum[4];
       for (int k = 0; k < 4; ++k) sum[k] = _mm256_load_si256(reinterpret_cast<const __m256i*>(sums + 8 * k));
       const __m256i codes = requantizer.codes(sum, 32 * panel);
-      const std::ptrdiff_t at = columns[i] * pixel;
-      if constexpr (Rows == 1) {
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to[0] + at), codes);
-      } else {
-        put(to[0] + at, channels, _mm256_castsi256_si128(codes));
-        put(to[1] + at, channels, _mm256_extracti128_si256(codes, 1));
-      }
+      avx2::store_rows<Rows>(to, columns[i] * pixel, channels, codes);
     }
-  }
-
- private:
-  static void put(uint8_t* to, int count, __m128i codes) {
-    if (count == 16) return _mm_storeu_si128(reinterpret_cast<__m128i*>(to), codes);
-    alignas(16) uint8_t bytes[16];
-    _mm_store_si128(reinterpret_cast<__m128i*>(bytes), codes);
-    std::memcpy(to, bytes, static_cast<size_t>(count));
   }
 };
 
@@ -189,6 +158,7 @@ Width narrowest(const ConvSpec& s) {
 
 OpPointer avx2_depthwise(const ConvSpec& spec) {
   if (spec.epilogue.wide) return nullptr;
+  if (OpPointer short_sums = avx2::make_depthwise3(spec)) return short_sums;
   switch (narrowest(spec)) {
     case Width::kShort: return std::make_unique<Depthwise<Avx2<Width::kShort>>>(spec);
     case Width::kInt: return std::make_unique<Depthwise<Avx2<Width::kInt>>>(spec);

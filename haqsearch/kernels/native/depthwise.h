@@ -16,6 +16,47 @@
 namespace haq {
 namespace {
 
+// Channels that share a register with the same channels of other rows.
+struct ChannelPanel {
+  int channel, channels, rows;
+};
+
+// As many channels at a time as there are, a whole register of `Lanes` 16-byte lanes at most.
+template <int Lanes>
+std::vector<ChannelPanel> split_channels(int channels) {
+  std::vector<ChannelPanel> panels;
+  for (int c = 0; c < channels;) {
+    int rows = 1;
+    while (rows < Lanes && channels - c < 16 * Lanes / rows) rows *= 2;
+    panels.push_back({c, std::min(16 * Lanes / rows, channels - c), rows});
+    c += panels.back().channels;
+  }
+  return panels;
+}
+
+// Which channel of a panel byte group `lane`, `sum`, `place` belongs to, -1 for none: sums[sum] has 4 channels of each lane.
+template <int Lanes>
+int channel_of(const ChannelPanel& panel, int lane, int sum, int place) {
+  const int c = lane % (Lanes / panel.rows) * 16 + 4 * sum + place;
+  return c < panel.channels ? panel.channel + c : -1;
+}
+
+// The epilogue's entries in the order of the sums' lanes.
+template <int Lanes>
+Epilogue interleaved(const Epilogue& e, const std::vector<ChannelPanel>& panels) {
+  constexpr size_t kRegister = 16 * Lanes, kSums = 4 * Lanes;
+  Epilogue to = e;
+  const size_t size = panels.size() * kRegister;
+  to.multiplier.assign(size, 0), to.offset.assign(size, 0), to.shift.assign(size, 32);
+  for (size_t i = 0; i < size; ++i) {
+    const int at = static_cast<int>(i % kRegister % kSums), sum = static_cast<int>(i % kRegister / kSums);
+    const int c = channel_of<Lanes>(panels[i / kRegister], at / 4, sum, at % 4);
+    if (c < 0) continue;
+    to.multiplier[i] = e.multiplier[c], to.offset[i] = e.offset[c], to.shift[i] = e.shift[c];
+  }
+  return to;
+}
+
 // Isa has: kLanes (of 16 bytes), kColumns (outputs of a tile, even), Bytes and Sum (registers), Weights (what one register
 // of pixels is multiplied with), Requantizer, and the functions called below.
 template <typename Isa>
@@ -25,8 +66,8 @@ class Depthwise final : public Op {
       : s_(s),
         shared_(s.stride_w == 1 && s.dilation_w == 1),
         quads_((s.kernel_w + shared_ + 3) / 4),
-        panels_(split(s.out_channels)),
-        requantizer_(interleaved(s.folded()), s.bound()) {
+        panels_(split_channels<Isa::kLanes>(s.out_channels)),
+        requantizer_(interleaved<Isa::kLanes>(s.folded(), panels_), s.bound()) {
     pack();
     s_.weight.clear();
   }
@@ -49,43 +90,6 @@ class Depthwise final : public Op {
   static constexpr int kRegister = 16 * Isa::kLanes, kSums = kRegister / 4, kColumns = Isa::kColumns;
   static constexpr int kTiles = 8;  // so many tiles are computed before they become codes
 
-  // Channels that share a register with the same channels of other rows.
-  struct Panel {
-    int channel, channels, rows;
-  };
-
-  // As many channels at a time as there are, a whole register at most.
-  static std::vector<Panel> split(int channels) {
-    std::vector<Panel> panels;
-    for (int c = 0; c < channels;) {
-      int rows = 1;
-      while (rows < Isa::kLanes && channels - c < kRegister / rows) rows *= 2;
-      panels.push_back({c, std::min(kRegister / rows, channels - c), rows});
-      c += panels.back().channels;
-    }
-    return panels;
-  }
-
-  // Which channel of a panel byte group `lane`, `sum`, `place` belongs to: sums[sum] has 4 channels of each lane.
-  static int channel_of(const Panel& panel, int lane, int sum, int place) {
-    const int c = lane % (Isa::kLanes / panel.rows) * 16 + 4 * sum + place;
-    return c < panel.channels ? panel.channel + c : -1;
-  }
-
-  // The epilogue's entries in the order of the sums' lanes.
-  Epilogue interleaved(const Epilogue& e) const {
-    Epilogue to = e;
-    const size_t size = panels_.size() * kRegister;
-    to.multiplier.assign(size, 0), to.offset.assign(size, 0), to.shift.assign(size, 32);
-    for (size_t i = 0; i < size; ++i) {
-      const int at = static_cast<int>(i % kRegister), sum = at / kSums;
-      const int c = channel_of(panels_[i / kRegister], at % kSums / 4, sum, at % 4);
-      if (c < 0) continue;
-      to.multiplier[i] = e.multiplier[c], to.offset[i] = e.offset[c], to.shift[i] = e.shift[c];
-    }
-    return to;
-  }
-
   // [panel][row of the kernel][quad][even, odd][sum]
   size_t weights_of(size_t panel) const { return panel * s_.kernel_h * quads_ * 8; }
 
@@ -96,7 +100,7 @@ class Depthwise final : public Op {
         for (int lane = 0; lane < Isa::kLanes; ++lane)
           for (int i = 0; i < 16; ++i) {
             const int sum = at % 4, odd = at / 4 % 2, quad = at / 8 % quads_, ky = at / 8 / quads_;
-            const int c = channel_of(panels_[p], lane, sum, i / 4), kx = 4 * quad + i % 4 - odd;
+            const int c = channel_of<Isa::kLanes>(panels_[p], lane, sum, i / 4), kx = 4 * quad + i % 4 - odd;
             if (c < 0 || kx < 0 || kx >= s_.kernel_w) continue;
             const int8_t weight = s_.weight[(size_t(c) * s_.kernel_h + ky) * s_.kernel_w + kx];
             weights_[weights_of(p) + at].set(16 * lane + i, weight);
@@ -113,7 +117,7 @@ class Depthwise final : public Op {
 
   template <int Rows>
   void run_panel(size_t index, bool shared, const View& in, const View& out, int64_t first, int64_t end) const {
-    const Panel& panel = panels_[index];
+    const ChannelPanel& panel = panels_[index];
     const int quads = shared ? quads_ : (s_.kernel_w + 3) / 4;
     Window window{s_.kernel_h, quads, 8 * (quads_ - quads), s_.dilation_h * in.row, {}};
     for (int t = 0; t < 4 * window.quads; ++t)
@@ -192,7 +196,7 @@ class Depthwise final : public Op {
   ConvSpec s_;
   bool shared_;
   int quads_;  // of a kernel row, when two outputs share them
-  std::vector<Panel> panels_;
+  std::vector<ChannelPanel> panels_;
   typename Isa::Requantizer requantizer_;
   std::vector<typename Isa::Weights> weights_;
 };
