@@ -1,0 +1,179 @@
+// Weights of 1 to 3 bits in bit planes, multiplied by looking up: Form of avx2_linear.cpp. Only that file includes this.
+//
+// Four inputs have 16 sums of subsets, and four bits of a plane say which one an output takes: vpshufb looks up 32 outputs at
+// once. A sum has ten bits: two tables of five, so that eight of them add up in a byte.
+#pragma once
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "packed_bits.h"
+
+namespace haq {
+namespace {
+
+constexpr int kBytes = 32;  // of a vector
+
+inline __m256i load(const void* from) { return _mm256_loadu_si256(static_cast<const __m256i*>(from)); }
+inline void store(void* to, __m256i value) { _mm256_storeu_si256(static_cast<__m256i*>(to), value); }
+inline void add_to(int32_t* to, __m256i value) { store(to, _mm256_add_epi32(load(to), value)); }
+inline __m256i both_lanes(const uint8_t* from) {
+  return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+}
+inline __m256i low_nibbles(__m256i v) { return _mm256_and_si256(v, _mm256_set1_epi8(0x0f)); }
+
+// Nothing is moved across this: gcc 12 puts additions off, and then has too few registers.
+inline void settle(__m256i& value) { asm volatile("" : "+x"(value)); }
+
+// The sums of the subsets of four inputs: 16 bytes of their lower five bits, then 16 of the upper five.
+inline void subset_sums(const uint8_t* four, uint8_t* tables) {
+  const auto bits = [](int subset) {  // a byte for each input: whether it is in
+    return (subset & 1) | (subset >> 1 & 1) << 8 | (subset >> 2 & 1) << 16 | (subset >> 3 & 1) << 24;
+  };
+  int32_t word;
+  std::memcpy(&word, four, 4);
+  const __m256i x = _mm256_set1_epi32(word), ones = _mm256_set1_epi16(1);
+  const __m256i first = _mm256_setr_epi32(bits(0), bits(1), bits(2), bits(3), bits(8), bits(9), bits(10), bits(11));
+  const __m256i second = _mm256_setr_epi32(bits(4), bits(5), bits(6), bits(7), bits(12), bits(13), bits(14), bits(15));
+  const __m256i sums = _mm256_packs_epi32(_mm256_madd_epi16(_mm256_maddubs_epi16(x, first), ones),
+                                          _mm256_madd_epi16(_mm256_maddubs_epi16(x, second), ones));
+  const __m256i halves = _mm256_packus_epi16(_mm256_and_si256(sums, _mm256_set1_epi16(31)), _mm256_srli_epi16(sums, 5));
+  store(tables, _mm256_permute4x64_epi64(halves, 0xd8));
+}
+
+// A panel's planes of bits. A word is 32 bytes, each four inputs of one plane in its low and four in its high half. The two
+// bytes of an int16 lane are planes 0 and 1 of one output (a pair), or one plane of two outputs (a single word): one bit has
+// single words, two bits have pairs, three bits pairs and a single word for plane 2.
+template <int Bits>
+class Planes {
+  static constexpr int kPairs = Bits == 1 ? 0 : Bits == 2 ? 4 : 2, kSingles = Bits == 1 ? 2 : Bits == 2 ? 0 : 1;
+  static constexpr int kWords = kPairs + kSingles;
+
+ public:
+  static constexpr int kOutputs = Bits <= 2 ? 64 : 32;
+  static constexpr int kInputs = 8;         // of a step
+  static constexpr int kStepBytes = kBytes * kWords;
+  static constexpr int kTable = 64;         // bytes of tables for a step: twice two
+  static constexpr const char* kName = Bits == 1 ? "avx2 tables, 1-bit weights"
+                                       : Bits == 2 ? "avx2 tables, 2-bit weights" : "avx2 tables, 3-bit weights";
+
+  static void pack(const Codes& codes, int output, int input, uint8_t* step) {
+    for (int word = 0; word < kWords; ++word)
+      for (int i = 0; i < kBytes; ++i) {
+        const bool pair = word < kPairs;
+        const int plane = pair ? i % 2 : Bits - 1;
+        const int n = output + place(i / 2) + (pair ? 16 * word : 32 * (word - kPairs) + i % 2 * 16);
+        for (int k = 0; k < kInputs; ++k)
+          step[word * kBytes + i] |= static_cast<uint8_t>((codes.at(n, input + k) >> plane & 1) << k);
+      }
+  }
+
+  static void prepare(const uint8_t* x, int steps, uint8_t* tables) {
+    for (int group = 0; group < 2 * steps; ++group) subset_sums(x + 4 * group, tables + kBytes * group);
+  }
+
+  // sum of code * input for each output of a panel, in their order
+  static void multiply(const uint8_t* weight, const uint8_t* tables, int steps, int32_t* sums) {
+    std::memset(sums, 0, kOutputs * sizeof(int32_t));
+    for (int k = 0; k < steps; k += kBlock)
+      add_block(weight + k * kStepBytes, tables + k * kTable, std::min(kBlock, steps - k), sums);
+  }
+
+ private:
+  // Steps that int16 holds: a fourth part of them the largest pair, 8 * (31 + 2 * 31), or the largest upper byte, 8 * 31.
+  static constexpr int kBlock = kPairs ? 176 : 528;
+  static constexpr int kBytewise = 4;  // steps: 8 times 31 still is a byte
+  static constexpr int kPlaneWeight = 1 << (Bits - 1);  // of single words
+
+  using Digits = __m256i[kWords][2];  // sums of the tables' two digits, in bytes
+
+  // The same in int16: of a pair its planes by their weights, of a single word all lanes as they are and their upper bytes.
+  struct Wide {
+    __m256i pairs[kPairs + 1][2], lanes[kSingles + 1][2], uppers[kSingles + 1][2];
+  };
+
+  // The output whose sums are in an int16 lane, when vpunpck?wd has put the lanes into two registers.
+  static constexpr int place(int lane) { return lane / 4 == 1 ? lane + 4 : lane / 4 == 2 ? lane - 4 : lane; }
+
+  static void add_block(const uint8_t* weight, const uint8_t* tables, int steps, int32_t* sums) {
+    Wide wide;
+    for (int digit = 0; digit < 2; ++digit) {
+      for (int i = 0; i < kPairs; ++i) wide.pairs[i][digit] = _mm256_setzero_si256();
+      for (int i = 0; i < kSingles; ++i) wide.lanes[i][digit] = wide.uppers[i][digit] = _mm256_setzero_si256();
+    }
+    Digits digits;
+    for (; steps >= kBytewise; steps -= kBytewise, weight += kBytewise * kStepBytes, tables += kBytewise * kTable) {
+      clear(digits);
+#pragma GCC unroll 4
+      for (int i = 0; i < kBytewise; ++i) look_up(weight + i * kStepBytes, tables + i * kTable, digits);
+      widen(digits, wide);
+    }
+    if (steps > 0) {
+      clear(digits);
+#pragma GCC unroll 1
+      for (int i = 0; i < steps; ++i) look_up(weight + i * kStepBytes, tables + i * kTable, digits);
+      widen(digits, wide);
+    }
+    finish(wide, sums);
+  }
+
+  static inline __attribute__((always_inline)) void clear(Digits& digits) {
+#pragma GCC unroll 4
+    for (auto& word : digits) word[0] = word[1] = _mm256_setzero_si256();
+  }
+
+  static inline __attribute__((always_inline)) void look_up(const uint8_t* weight, const uint8_t* tables, Digits& digits) {
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      const __m256i low = both_lanes(tables + kBytes * half), high = both_lanes(tables + kBytes * half + 16);
+#pragma GCC unroll 4
+      for (int word = 0; word < kWords; ++word) {
+        const __m256i w = load(weight + word * kBytes);
+        const __m256i four = low_nibbles(half ? _mm256_srli_epi16(w, 4) : w);
+        digits[word][0] = _mm256_add_epi8(digits[word][0], _mm256_shuffle_epi8(low, four));
+        digits[word][1] = _mm256_add_epi8(digits[word][1], _mm256_shuffle_epi8(high, four));
+        settle(digits[word][0]), settle(digits[word][1]);
+      }
+    }
+  }
+
+  static inline __attribute__((always_inline)) void widen(const Digits& digits, Wide& wide) {
+    const __m256i planes = _mm256_set1_epi16(0x0201);
+#pragma GCC unroll 4
+    for (int word = 0; word < kWords; ++word)
+#pragma GCC unroll 2
+      for (int digit = 0; digit < 2; ++digit) {
+        const __m256i bytes = digits[word][digit];
+        if (word < kPairs) {
+          __m256i& pair = wide.pairs[word][digit];
+          pair = _mm256_add_epi16(pair, _mm256_maddubs_epi16(bytes, planes));
+        } else {
+          __m256i &lanes = wide.lanes[word - kPairs][digit], &uppers = wide.uppers[word - kPairs][digit];
+          lanes = _mm256_add_epi16(lanes, bytes);
+          uppers = _mm256_add_epi16(uppers, _mm256_srli_epi16(bytes, 8));
+        }
+      }
+  }
+
+  static void finish(const Wide& wide, int32_t* sums) {
+    for (int i = 0; i < kPairs; ++i) add_digits(sums + 16 * i, wide.pairs[i], 1);
+    for (int i = 0; i < kSingles; ++i) {
+      __m256i lower[2];  // what is left without the upper bytes, modulo 2^16
+      for (int digit = 0; digit < 2; ++digit)
+        lower[digit] = _mm256_sub_epi16(wide.lanes[i][digit], _mm256_slli_epi16(wide.uppers[i][digit], 8));
+      add_digits(sums + 32 * i, lower, kPlaneWeight);
+      add_digits(sums + 32 * i + 16, wide.uppers[i], kPlaneWeight);
+    }
+  }
+
+  static void add_digits(int32_t* sums, const __m256i (&digits)[2], int weight) {
+    const __m256i weights = _mm256_set1_epi32(weight | 32 * weight << 16);
+    add_to(sums, _mm256_madd_epi16(_mm256_unpacklo_epi16(digits[0], digits[1]), weights));
+    add_to(sums + 8, _mm256_madd_epi16(_mm256_unpackhi_epi16(digits[0], digits[1]), weights));
+  }
+};
+
+}  // namespace
+}  // namespace haq
