@@ -45,8 +45,13 @@ class Evaluator:
 
     def score(self, program: IntegerProgram, split: str, part: tuple[int, int | None] = (0, None)) -> Scores:
         """Scores of a program on ``split``, or on samples ``part[0]`` to ``part[1] - 1`` of it (None: to the end)."""
-        inputs, labels, reference = (x[slice(*part)] for x in (*getattr(self.splits, split), self.reference(split)))
-        return score_logits(in_batches(lambda x: run_program(program, x), inputs), labels, reference)
+        inputs = getattr(self.splits, split)[0][slice(*part)]
+        return self.judged(in_batches(lambda x: run_program(program, x), inputs), split, part)
+
+    def judged(self, logits: Tensor, split: str, part: tuple[int, int | None] = (0, None)) -> Scores:
+        """Scores of a program's real outputs (N, classes) on the samples that ``score`` takes."""
+        labels, reference = (x[slice(*part)] for x in (getattr(self.splits, split)[1], self.reference(split)))
+        return score_logits(logits, labels, reference)
 
     def evaluate(self, policy: Policy, split: str = "search", part: tuple[int, int | None] = (0, None)) -> Evaluation:
         """Score ``policy`` by post-training quantization. What goes wrong is returned in ``error``, not raised."""

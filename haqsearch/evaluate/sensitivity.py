@@ -9,16 +9,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from haqsearch.errors import SearchError
+import torch
+
+from haqsearch.errors import HaqError, SearchError
 from haqsearch.evaluate.evaluator import Evaluator
 from haqsearch.evaluate.measures import MEASURES, measure_called
 from haqsearch.evaluate.measures.base import Calculated, Measure, digest_of
+from haqsearch.evaluate.metrics import BATCH
 from haqsearch.files import write_json_atomic
-from haqsearch.spec import OBJECTIVES, Evaluation, SearchSpace, Sensitivity
+from haqsearch.runtime.prefix import SharedPrefix
+from haqsearch.spec import OBJECTIVES, SearchSpace, Sensitivity
 
 Which = str | type[Measure]
 """An objective's name, one of ``MEASURES``, or a measure from elsewhere."""
@@ -123,10 +128,20 @@ class Sensitivities:
         return tuple(key)
 
     def _scores(self, key: Sequence[int]) -> dict[str, float]:
-        evaluation: Evaluation = self.evaluator.evaluate(self.space.policy(key), part=(0, self.samples))
-        if not evaluation.ok:
-            raise SearchError(f"sensitivity: {self.space.policy(key).digest} cannot be scored: {evaluation.error}")
-        return {name: value for name, value in evaluation.scores.items() if value is not None}
+        policy = self.space.policy(key)
+        try:
+            with torch.no_grad():
+                logits = self._shared.run(self.evaluator.prepared.lower(policy))
+            scores = self.evaluator.judged(logits, "search", (0, self.samples))
+        except (HaqError, RuntimeError) as error:
+            raise SearchError(f"sensitivity: {policy.digest} cannot be scored: {error}") from error
+        return {name: float(getattr(scores, name)) for name in OBJECTIVES}
+
+    @cached_property
+    def _shared(self) -> SharedPrefix:
+        """What runs the programs: up to the first narrowed layer all are the base policy's, computed once."""
+        base = self.evaluator.prepared.lower(self.space.policy(self._widest))
+        return SharedPrefix(base, self.evaluator.splits.search[0][: self.samples].split(BATCH))
 
     def _measure(
         self, wanted: Sequence[tuple[str, list[tuple[int, ...]]]], known: dict[str, dict[str, Any]],

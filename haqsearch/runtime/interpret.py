@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -33,19 +34,38 @@ def run_codes(program: IntegerProgram, x: Tensor, backend: str | None = None) ->
         raise ModelError(
             f"{program.name} takes float32 of shape (batch, *{expected}), not {x.dtype} of {tuple(x.shape)}"
         )
-    backend = backend or best_backend(x.device.type)
+    values = run_part(program, {program.input: x}, backend=backend or best_backend(x.device.type))
+    codes: Tensor = values[program.output]
+    return codes
+
+
+def run_part(
+    program: IntegerProgram,
+    values: Mapping[str, Any],
+    start: int = 0,
+    stop: int | None = None,
+    backend: str = "reference",
+) -> dict[str, Any]:
+    """Run the instructions from ``start`` to before ``stop`` (None: to the end); what they leave for later ones.
+
+    ``values`` are those that earlier instructions leave: of the input, real; of all others, codes. The network's output is left
+    for ever.
+    """
+    stop = len(program.instructions) if stop is None else stop
+    last = last_readers(program)
+    found = dict(values)
     if backend == "native":
         from haqsearch.runtime.native import compiled
 
-        return compiled(program, len(x)).run(x)
-    values: dict[str, Any] = {program.input: x}
-    last = last_readers(program)
-    for i, step in enumerate(program.instructions):
-        run_step(program, step, values, backend)
+        batch = max((len(value) for value in values.values() if isinstance(value, Tensor) and value.ndim), default=0)
+        compiled(program, batch, start, stop).run(found)
+        return {name: v for name, v in found.items() if last.get(name, -1) >= stop or name == program.output}
+    for i, step in enumerate(program.instructions[start:stop], start):
+        run_step(program, step, found, backend)
         for name in step.inputs:
             if last[name] == i and name != program.output:
-                values.pop(name, None)
-    return values[program.output]
+                found.pop(name, None)
+    return found
 
 
 def last_readers(program: IntegerProgram) -> dict[str, int]:

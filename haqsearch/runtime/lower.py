@@ -126,10 +126,13 @@ class _Lowering:
     # -- one kind of node each ------------------------------------------------------------------------------------
 
     def _input(self, node: Node) -> None:
-        piece = Piece()
-        piece.tensor(TensorInfo(f"{node.name}:float32", node.shape, FLOAT32))
-        self._quantize(piece, node)
-        self._add(piece)
+        def make() -> Piece:
+            piece = Piece()
+            piece.tensor(TensorInfo(f"{node.name}:float32", node.shape, FLOAT32))
+            self._quantize(piece, node)
+            return piece
+
+        self._add(self.memo.piece((node.name, tuple(self._formats(node))), make))
 
     def _quantize(self, piece: Piece, node: Node) -> None:
         for format in self._formats(node):
@@ -138,12 +141,17 @@ class _Lowering:
                 piece.emit("quantize", f"{node.name}:{format}", [f"{node.name}:float32"], [out.name])
 
     def _float(self, node: Node) -> None:
+        inputs = tuple(self.tensors[self._read(node, name)] for name in node.inputs)
+        known = tuple(f"{name}:dequantized" in self.tensors for name in node.inputs)
+        self._add(self.memo.piece((node.name, inputs, known, tuple(self._formats(node))), lambda: self._region(node)))
+
+    def _region(self, node: Node) -> Piece:
         piece, names = Piece(), {}
         for name in node.inputs:
             read = self._read(node, name)
             if not self.tensors[read].format.is_float:
                 real = f"{name}:dequantized"
-                if real not in self.tensors:
+                if real not in self.tensors and real not in piece.tensors:
                     piece.tensor(TensorInfo(real, self.graph[name].shape, FLOAT32))
                     piece.emit("dequantize", real, [read], [real])
                 read = real
@@ -155,16 +163,22 @@ class _Lowering:
         attributes["names"] = names
         piece.emit("float", node.name, list(names.values()), [output.name], attributes, layer=node.layer)
         self._quantize(piece, node)
-        self._add(piece)
+        return piece
 
     def _move(self, node: Node) -> None:
-        piece = Piece()
-        for format in self._formats(node):
-            source = self.tensors[f"{node.inputs[0]}:{format}"]
-            low = min(source.low, source.zero_point) if node.op == "pad" else source.low  # padding is the zero point
-            out = piece.tensor(replace(source, name=f"{node.name}:{format}", shape=node.shape, low=low))
-            piece.emit(node.op, out.name, [source.name], [out.name], dict(node.attributes))
-        self._add(piece)
+        sources = tuple(self.tensors[f"{node.inputs[0]}:{format}"] for format in self._formats(node))
+
+        def make() -> Piece:
+            piece = Piece()
+            for source in sources:
+                low = (
+                    min(source.low, source.zero_point) if node.op == "pad" else source.low
+                )  # padding is the zero point
+                out = piece.tensor(replace(source, name=f"{node.name}:{source.format}", shape=node.shape, low=low))
+                piece.emit(node.op, out.name, [source.name], [out.name], dict(node.attributes))
+            return piece
+
+        self._add(self.memo.piece((node.name, sources), make))
 
     def _arithmetic(self, node: Node) -> None:
         inputs = tuple(self.tensors[self._read(node, name)] for name in node.inputs)

@@ -28,15 +28,16 @@ FEW_ROWS = 8
 
 _NARROW = (torch.uint8, torch.int8)
 _packed: WeakIdKeyDictionary = WeakIdKeyDictionary()
-_programs: WeakKeyDictionary[IntegerProgram, dict[tuple[str, bool], NativeProgram]] = WeakKeyDictionary()
+_programs: WeakKeyDictionary[IntegerProgram, dict[tuple[str, bool, int, int], NativeProgram]] = WeakKeyDictionary()
 
 
-def compiled(program: IntegerProgram, batch: int) -> NativeProgram:
-    """``program`` for the native kernels, made once for batches up to FEW_ROWS and once for larger ones."""
+def compiled(program: IntegerProgram, batch: int, start: int = 0, stop: int | None = None) -> NativeProgram:
+    """Instructions ``start`` to before ``stop`` for the native kernels, made once for batches up to FEW_ROWS, once for larger."""
     made = _programs.setdefault(program, {})
-    key = (native.isa(), batch <= FEW_ROWS)
+    stop = len(program.instructions) if stop is None else stop
+    key = (native.isa(), batch <= FEW_ROWS, start, stop)
     if key not in made:
-        made[key] = NativeProgram(program, few=key[1])
+        made[key] = NativeProgram(program, batch <= FEW_ROWS, start, stop)
     return made[key]
 
 
@@ -52,15 +53,17 @@ class Stage:
 
 
 class NativeProgram:
-    """Stages, and instructions for the reference between them. ``few``: batches are small, see FEW_ROWS."""
+    """Stages, and instructions for the reference between them: those of ``program`` from ``start`` to before ``stop``.
 
-    def __init__(self, program: IntegerProgram, few: bool) -> None:
+    few  batches are small, see FEW_ROWS
+    """
+
+    def __init__(self, program: IntegerProgram, few: bool, start: int, stop: int) -> None:
         # The stages hold no reference to the program itself: it is the key that keeps this object.
-        self.output, self.input = program.output, program.input
         last = last_readers(program)
         self.parts: list[Stage | Instruction] = []
         self._fallback = _Fallback(program)
-        for step in program.instructions:
+        for step in program.instructions[start:stop]:
             if not _has_native_form(program, step):
                 self.parts.append(step)
             elif self.parts and isinstance(self.parts[-1], Stage):
@@ -80,16 +83,14 @@ class NativeProgram:
         """Bytes of activations that one sample takes at most, borders and alignment included."""
         return max((p.network.arena_bytes for p in self.parts if isinstance(p, Stage)), default=0)
 
-    def run(self, x: Tensor) -> Tensor:
-        """Output codes for real inputs ``x``."""
-        values: dict[str, Any] = {self.input: x}
+    def run(self, values: dict[str, Any]) -> None:
+        """Put what the instructions give into ``values``, which hold what they read."""
         for part in self.parts:
             if isinstance(part, Stage):
                 results = part.network.run([values[name] for name in part.sources])
                 values.update(zip(part.targets, results, strict=True))
             else:
                 self._fallback.run(part, values)
-        return values[self.output]
 
 
 class _Fallback:
