@@ -192,7 +192,11 @@ def _trade_off(run: Run, plots: dict[str, Any]) -> str:
     if hidden := figures.clipped(run):
         text += f" {hidden} of {len(scored)} policies fall below the accuracy shown; pan the figure to see them."
     if run.chosen is None and run.summary.get("policy_digest"):
-        text += " The chosen policy was not scored on the search split, so it is not marked."
+        text += " The chosen policy is not marked: " + (
+            "the second search found it, whose scores, of weights rounded in network order, are not comparable with these."
+            if run.mapping("refined")
+            else "it was not scored on the search split."
+        )
     kinds = [*_KINDS, ("line-green", "front")]
     kinds += [("star", "chosen")] if run.chosen else []
     kinds += [("dash", "limit")] if run.budget else []

@@ -96,6 +96,8 @@ def summary(run: Run) -> str:
     failed = sum(bool(t.error) for t in run.trials)
     evaluated = f"{count(run.number('evaluations'))}, {count(run.number('feasible_evaluations'))} within the budget"
     evaluated += f", {count(pruned)} pruned" if (pruned := run.number("pruned_evaluations")) else ""
+    refined = finite(run.mapping("refined").get("evaluations"))
+    evaluated += f"; {count(refined)} more rounded in network order" if refined else ""
     aim = f"{'maximises' if run.objective.sign > 0 else 'minimises'} {run.objective.title}"
     lines: list[tuple[str, str, str]] = [
         ("Model", str(s.get("model") or MISSING), ""),

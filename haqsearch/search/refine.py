@@ -15,8 +15,10 @@ from dataclasses import replace
 from haqsearch.agents.problem import Problem
 from haqsearch.errors import SearchError
 from haqsearch.search.records import Record
+from haqsearch.spec import Policy
 
-LEADERS = 4  # of the first search that the second begins with
+LEADERS = 3  # of the first search that the second begins with
+DIFFERENT = 2  # layers in which they differ from one another at least: neighbours of the best would tell little
 
 
 def leading(records: Sequence[Record]) -> list[Record]:
@@ -29,6 +31,11 @@ def leading(records: Sequence[Record]) -> list[Record]:
 
 def refined(problem: Problem, records: Sequence[Record]) -> tuple[Problem, str]:
     """The second search's problem, and its study's name: another one where the first search came to other leaders."""
-    best = tuple(record.policy for record in leading(records)[:LEADERS])
+    best: list[Policy] = []
+    for record in leading(records):
+        if all(sum(record.policy[name] != other[name] for name in other) >= DIFFERENT for other in best):
+            best.append(record.policy)
+        if len(best) == LEADERS:
+            break
     name = hashlib.sha256(" ".join(policy.digest for policy in best).encode()).hexdigest()[:12]
-    return replace(problem, warm_starts=best), f"refined-{name}"
+    return replace(problem, warm_starts=tuple(best)), f"refined-{name}"

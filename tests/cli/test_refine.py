@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 import time
@@ -13,7 +14,7 @@ from haqsearch.cli.assemble import Assembly
 from haqsearch.config import load_recipe
 from haqsearch.errors import RecipeError, SearchError
 from haqsearch.search.records import read_records
-from haqsearch.search.refine import LEADERS, leading, refined
+from haqsearch.search.refine import DIFFERENT, LEADERS, leading, refined
 from haqsearch.search.storage import load_study
 
 from .forks import Forked
@@ -44,7 +45,11 @@ def test_a_run_refines_from_its_best_policies_and_finishes_what_is_best_there(pr
     assert {row["fidelity"] for row in second} == {"in_order"} and {row["fidelity"] for row in first} == {"ptq"}
     records = read_records(load_study(folder, "search"))
     begun = {row["policy_digest"] for row in second if row["source"] in {"warm_start", "uniform"}}
-    assert {record.policy.digest for record in leading(records)[:LEADERS]} <= begun
+    leaders = refined(Assembly(load_recipe(project / "my.toml"), project, ()).problem, records)[0].warm_starts
+    assert leaders[0] == leading(records)[0].policy and 1 <= len(leaders) <= LEADERS
+    assert {policy.digest for policy in leaders} <= begun
+    for one, other in itertools.combinations(leaders, 2):
+        assert sum(one[name] != other[name] for name in one) >= DIFFERENT
     summary = json.loads((folder / "summary.json").read_text())
     best = max((row for row in second if row["feasible"]), key=lambda row: row["score"])
     assert summary["refined"] == {"evaluations": 8} and summary["evaluations"] == len(first)

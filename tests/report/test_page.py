@@ -262,3 +262,15 @@ def test_the_ladder_is_a_table_and_what_it_pruned_is_in_no_figure(tmp_path: Path
         for p in (plain, page)
     ]
     assert points == [12, 10]
+
+
+def test_the_second_search_is_counted_and_the_page_says_why_its_policy_is_not_marked(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", trials=12)
+    plain = Page(write_report(folder)).text
+    assert "rounded in network order" not in plain and "is not marked" not in plain
+    digest = "f" * 16
+    change(folder, "policy.json", digest=digest)
+    change(folder, "summary.json", policy_digest=digest, refined={"evaluations": 40})
+    text = Page(write_report(folder)).text
+    assert "; 40 more rounded in network order" in text
+    assert "is not marked: the second search found it" in text
