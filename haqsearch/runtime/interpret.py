@@ -52,14 +52,17 @@ def run_part(
     for ever.
     """
     stop = len(program.instructions) if stop is None else stop
-    last = last_readers(program)
     found = dict(values)
     if backend == "native":
         from haqsearch.runtime.native import compiled
 
         batch = max((len(value) for value in values.values() if isinstance(value, Tensor) and value.ndim), default=0)
         compiled(program, batch, start, stop).run(found)
+        if stop == len(program.instructions):
+            return {program.output: found[program.output]}
+        last = last_readers(program)
         return {name: v for name, v in found.items() if last.get(name, -1) >= stop or name == program.output}
+    last = last_readers(program)
     for i, step in enumerate(program.instructions[start:stop], start):
         run_step(program, step, found, backend)
         for name in step.inputs:
