@@ -96,12 +96,13 @@ def test_linear_layers_equal_the_reference(isa):
     law()
 
 
-@pytest.mark.parametrize("features", [1, 1408, 1409, 2823, 4224, 4225])  # where blocks of int16 sums end
+@pytest.mark.parametrize("features", [1, 1408, 1409, 2823, 4224, 4225, 4500])  # where blocks of int16 sums end
 @pytest.mark.parametrize("bits", [1, 2, 3, 4])
 def test_long_rows_of_extremes_overflow_nothing(isa, bits, features):
     top = 2**bits - 1
     weight = torch.full((65, features), top // 2, dtype=torch.int8)
     weight[0], weight[1, ::2] = -(top + 1) // 2, -(top + 1) // 2
+    weight[2] = torch.arange(features) % (top + 1) - (top + 1) // 2  # every code: two of them would take one bit
     x = torch.full((2, features), 255, dtype=torch.uint8)
     x[1, ::3] = 0
     shift = torch.full((65,), 31 + max((features * 255 * (top + 1)).bit_length() - 16, 0))

@@ -52,7 +52,7 @@ class Planes {
   static constexpr int kWords = kPairs + kSingles;
 
  public:
-  static constexpr int kOutputs = Bits <= 2 ? 64 : 32;
+  static constexpr int kOutputs = Bits == 1 ? 32 * kSingles : 16 * kPairs;
   static constexpr int kInputs = 8;         // of a step
   static constexpr int kStepBytes = kBytes * kWords;
   static constexpr int kTable = 64;         // bytes of tables for a step: twice two
@@ -105,25 +105,22 @@ class Planes {
     }
     Digits digits;
     for (; steps >= kBytewise; steps -= kBytewise, weight += kBytewise * kStepBytes, tables += kBytewise * kTable) {
-      clear(digits);
-#pragma GCC unroll 4
-      for (int i = 0; i < kBytewise; ++i) look_up(weight + i * kStepBytes, tables + i * kTable, digits);
+      look_up<true>(weight, tables, digits);
+#pragma GCC unroll 3
+      for (int i = 1; i < kBytewise; ++i) look_up<false>(weight + i * kStepBytes, tables + i * kTable, digits);
       widen(digits, wide);
     }
     if (steps > 0) {
-      clear(digits);
+      look_up<true>(weight, tables, digits);
 #pragma GCC unroll 1
-      for (int i = 0; i < steps; ++i) look_up(weight + i * kStepBytes, tables + i * kTable, digits);
+      for (int i = 1; i < steps; ++i) look_up<false>(weight + i * kStepBytes, tables + i * kTable, digits);
       widen(digits, wide);
     }
     finish(wide, sums);
   }
 
-  static inline __attribute__((always_inline)) void clear(Digits& digits) {
-#pragma GCC unroll 4
-    for (auto& word : digits) word[0] = word[1] = _mm256_setzero_si256();
-  }
-
+  // One step. First: of the digits' sums, which are not cleared before.
+  template <bool First>
   static inline __attribute__((always_inline)) void look_up(const uint8_t* weight, const uint8_t* tables, Digits& digits) {
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
@@ -132,9 +129,13 @@ class Planes {
       for (int word = 0; word < kWords; ++word) {
         const __m256i w = load(weight + word * kBytes);
         const __m256i four = low_nibbles(half ? _mm256_srli_epi16(w, 4) : w);
-        digits[word][0] = _mm256_add_epi8(digits[word][0], _mm256_shuffle_epi8(low, four));
-        digits[word][1] = _mm256_add_epi8(digits[word][1], _mm256_shuffle_epi8(high, four));
-        settle(digits[word][0]), settle(digits[word][1]);
+        const __m256i found[2] = {_mm256_shuffle_epi8(low, four), _mm256_shuffle_epi8(high, four)};
+#pragma GCC unroll 2
+        for (int digit = 0; digit < 2; ++digit) {
+          const bool first = First && half == 0;
+          digits[word][digit] = first ? found[digit] : _mm256_add_epi8(digits[word][digit], found[digit]);
+          settle(digits[word][digit]);
+        }
       }
     }
   }
