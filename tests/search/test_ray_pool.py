@@ -19,6 +19,7 @@ from .test_ladder import Workers
 from .workers import LADDER, in_parts
 
 PROBLEM = toy_problem()
+CONFIG = {"layers": 6, "seed": 3}  # of the evaluators in workers.py
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -26,35 +27,39 @@ def _ray():
     import ray
 
     sys.path.insert(0, str(Path(__file__).parent))  # the actors are to find the user's module where the driver does
-    _start_ray(2)
+    _start_ray(3)  # two workers of the fixture, and one of a test's own
     yield
     ray.shutdown()
     sys.path.remove(str(Path(__file__).parent))
 
 
-def policies(count):
+@pytest.fixture(scope="module")
+def two():
+    """Two workers that evaluate as ``in_parts(CONFIG)`` does."""
+    pool = RayPool("workers:in_parts", CONFIG, workers=2)
+    yield pool
+    pool.close()
+
+
+def searched(evaluate_or_pool, count):
+    """Records of a random search, which learns nothing: two at a time change nothing."""
     study = new_study()
-    pool = SerialPool(AdditiveLoss(PROBLEM.space.model, 3))
-    run_search(PROBLEM, build_agent("random", PROBLEM, 1), pool, study, count)
+    pool = SerialPool(evaluate_or_pool) if callable(evaluate_or_pool) else evaluate_or_pool
+    summary = run_search(PROBLEM, build_agent("random", PROBLEM, 1), pool, study, count)
+    assert summary.complete == count
     return read_records(study)
 
 
-def test_workers_give_what_this_process_gives():
-    pool = RayPool("workers:additive", {"layers": 6, "seed": 3}, workers=2)
-    study = new_study()
-    summary = run_search(PROBLEM, build_agent("random", PROBLEM, 1), pool, study, 12)
-    pool.close()
-    assert summary.complete == 12
-    assert read_records(study) == policies(12)  # a random agent learns nothing, so two at a time change nothing
+def test_workers_give_what_this_process_gives(two):
+    assert searched(two, 12) == searched(in_parts(CONFIG), 12)
 
 
-def test_a_ladder_on_workers_is_the_ladder_of_any_pool_with_as_many_places():
-    config, found = {"layers": 6, "seed": 3}, []
-    for pool in (RayPool("workers:in_parts", config, workers=2), Workers(2, in_parts(config))):
+def test_a_ladder_on_workers_is_the_ladder_of_any_pool_with_as_many_places(two):
+    found = []
+    for pool in (two, Workers(2, in_parts(CONFIG))):
         study = new_study()
         agent = build_agent("tpe", PROBLEM, 1, 16)
         summary = run_search(PROBLEM, agent, pool, study, 16, ladder=LADDER)
-        pool.close()
         assert summary.pruned > 0
         found.append([(r.policy, r.score, r.evaluation.fidelity) for r in read_records(study)])
     assert found[0] == found[1]
@@ -62,11 +67,10 @@ def test_a_ladder_on_workers_is_the_ladder_of_any_pool_with_as_many_places():
 
 def test_death_and_failure_of_workers(tmp_path):
     """A worker that dies is restarted and its policy given again; dying twice, or raising, fails that policy alone."""
-    records = policies(6)
+    records = searched(AdditiveLoss(PROBLEM.space.model, CONFIG["seed"]), 6)
     shaky, deadly, wrong = (records[i].policy for i in (1, 2, 4))
     config = {
-        "layers": 6,
-        "seed": 3,
+        **CONFIG,
         "folder": str(tmp_path),
         "shaky": [shaky.digest],
         "deadly": [deadly.digest],
