@@ -89,7 +89,7 @@ class Assignment:
             for w, a in group.pairs:
                 values = costing.layer_values(group.layer, Choice(weights[w], activations[a]))
                 rows.append([values[limit.metric] / limit.value for limit in self.limits])
-        return np.array(rows, dtype=np.float64).reshape(-1, len(self.limits)).T
+        return np.array(rows, dtype=np.float64).reshape(len(rows), len(self.limits)).T
 
     @cached_property
     def _fixed(self) -> Floats:
@@ -108,7 +108,7 @@ class Assignment:
         """Per group [limit, weight candidates, activation candidates]: ``costs`` as tables."""
         group, _, _ = self._columns
         return [
-            self.costs[:, group == g].reshape(-1, self.sizes[one.weight], self.sizes[one.activation])
+            self.costs[:, group == g].reshape(len(self.limits), self.sizes[one.weight], self.sizes[one.activation])
             for g, one in enumerate(self._groups)
         ]
 
@@ -121,6 +121,24 @@ class Assignment:
         for one, cells in zip(self._groups, self._cells, strict=True):
             total += cells[:, keys[:, one.weight], keys[:, one.activation]]
         return total
+
+    def widened(self, keys: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+        """``keys`` [policy, variable of the space] with every width that adds to no limited metric, as ``take_free_bits``."""
+        keys = keys.copy()
+        for position, size in enumerate(self.sizes):
+            mine = [(one, cells) for one, cells in zip(self._groups, self._cells, strict=True)
+                    if position in (one.weight, one.activation)]  # fmt: skip
+            # What the layers of this variable cost at each of its candidates, [candidate, limit, policy].
+            at = np.zeros((size, len(self.limits), len(keys)))
+            for one, cells in mine:
+                for candidate in range(size):
+                    weight = candidate if position == one.weight else keys[:, one.weight]
+                    activation = candidate if position == one.activation else keys[:, one.activation]
+                    at[candidate] += cells[:, weight, activation].reshape(len(self.limits), len(keys))
+            now = np.take_along_axis(at, keys[None, None, :, position], axis=0)
+            free = (at <= now).all(axis=1) & (np.arange(size)[:, None] >= keys[:, position])
+            keys[:, position] = size - 1 - free[::-1].argmax(axis=0)
+        return keys
 
     def solve(
         self,

@@ -64,7 +64,7 @@ class Funnel(Agent):
         within = self._trusted(rises, keys[int(np.argmin(losses))])
         near = within(keys)
         surrogate = Surrogate(rises, keys[near], np.minimum(losses[near], _FAR * least))
-        exact = np.array([self._exact(surrogate.additive())], dtype=np.intp)
+        exact = self._assignment.widened(np.array([self._exact(surrogate.additive())], dtype=np.intp))
         best = keys[near][np.argsort(losses[near], kind="stable")[:_PARENTS]]
         new = self._filter(study, trial, within)
         chosen = self._climb(surrogate, np.concatenate([best, exact]), least, new, self.rng(trial))
@@ -126,7 +126,8 @@ class Funnel(Agent):
             position = free[rng.integers(len(free), size=len(moving))]
             moved = children[moving, position] + rng.choice([-2, -1, 1, 2], size=len(moving), p=[0.1, 0.4, 0.4, 0.1])
             children[moving, position] = np.clip(moved, 0, sizes[position] - 1)
-        return np.unique(children, axis=0)
+        # Free bits are taken before it is asked whether a policy is new: two that differ in these alone are one.
+        return np.unique(self._assignment.widened(children), axis=0)
 
     def _filter(
         self, study: Study, trial: FrozenTrial, trusted: Callable[[Keys], npt.NDArray[np.bool_]]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 
 from haqsearch.agents import Problem
 from haqsearch.agents.assignment import Assignment
+from haqsearch.agents.repair import take_free_bits
 from haqsearch.errors import BudgetError
 from haqsearch.spec import OBJECTIVES, Choice, Limit, Policy, SearchSpace
 from haqsearch.testing.toy import ShapeCosts, toy_model, toy_problem
@@ -114,6 +117,17 @@ def test_many_policies_are_priced_as_one_by_one(which):
     for column, i in enumerate(which):
         expected = [COSTS[KEYS[i]][limit.metric] / limit.value for limit in one.limits]
         assert shares_of[:, column] == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("limits", [("size_bytes",), ("bops",), ("size_bytes", "bops"), ()])
+def test_free_bits_of_many_policies_are_those_of_each(limits):
+    one = replace(problem(0.5, 0.6), limits=tuple(x for x in problem(0.5, 0.6).limits if x.metric in limits))
+    keys = np.array(KEYS[:: len(KEYS) // 40], dtype=np.intp)
+    widened = Assignment(one).widened(keys)
+    assert [tuple(key) for key in widened] == [SPACE.indices(take_free_bits(one, SPACE.policy(key))) for key in keys]
+    assert bool((widened >= keys).all())
+    if limits == ("size_bytes",):
+        assert bool((widened != keys).any()), "activations cost no bytes"
 
 
 def test_a_metric_that_is_no_sum_is_refused_with_the_agents_that_can():
