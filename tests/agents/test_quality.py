@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from haqsearch.agents import build_agent
+from haqsearch.agents.actor_critic import Learner
 from haqsearch.search.loop import run_search
 from haqsearch.search.pool import SerialPool
 from haqsearch.testing.toy import AdditiveLoss, new_study, toy_problem
@@ -23,14 +24,19 @@ def mean_log_loss(name: str, layers: int, evaluations: int, seeds: range) -> flo
     return float(np.mean(found))
 
 
-@pytest.mark.parametrize("name", ["tpe", "ddpg", "evolution"])
+@pytest.mark.parametrize("name", ["tpe", "evolution"])
 def test_learning_beats_chance(name):
-    """Measured over three pairs of seeds: tpe 0.46 to 0.61, ddpg 0.2 to 0.48, evolution 0.74 to 0.87 nats below random.
-
-    Asked is 0.1.
-    """
+    """Measured over three pairs of seeds: tpe 0.46 to 0.61, evolution 0.74 to 0.87 nats below random; asked is 0.1."""
     learned, chance = (mean_log_loss(agent, 10, 60, range(2)) for agent in (name, "random"))
     assert learned < chance - 0.1
+
+
+@pytest.mark.slow
+def test_learning_beats_haqs_agent_without_its_updates(monkeypatch):
+    """Chance is no yardstick for it: without any update it is 0.24 nats below random, with them 0.46. Asked is 0.1 between."""
+    learned = mean_log_loss("ddpg", 10, 60, range(4))
+    monkeypatch.setattr(Learner, "take", lambda *_: None)
+    assert learned < mean_log_loss("ddpg", 10, 60, range(4)) - 0.1
 
 
 @pytest.mark.slow
