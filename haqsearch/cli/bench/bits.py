@@ -249,7 +249,7 @@ def section(folder: Path) -> list[str]:
 
 def _table(found: Mapping[str, Any]) -> list[str]:
     rows, where = found["rows"], found["environment"]
-    contests = list(dict.fromkeys(row["contest"] for row in rows))
+    contests = sorted({row["contest"] for row in rows}, key=_widest_first)
     cells = {(row["policy"], row["contest"]): row for row in rows}
     lines = [f"| | {' | '.join(contests)} |", "|---" * (len(contests) + 1) + "|"]
     for policy in dict.fromkeys(row["policy"] for row in rows):
@@ -273,6 +273,12 @@ def _table(found: Mapping[str, Any]) -> list[str]:
         f"Made by `haqsearch bench bits`, commit {where['commit']}: {where['processor']}, {where['cores']} cores, "
         f"torch {where['torch']}, Python {where['python']}.",
     ]
+
+
+def _widest_first(contest: str) -> tuple[int, float]:
+    """Averages of bits from many to few, then shares of bit operations."""
+    number, _, unit = contest.partition(" ")
+    return (0, -float(number)) if unit == "bits" else (1, -float(unit))
 
 
 def _cell(row: Mapping[str, Any]) -> str:
