@@ -87,6 +87,17 @@ def test_depthwise_convolutions_equal_the_reference(isa):
     law()
 
 
+@pytest.mark.parametrize("value", [-128, -127, -14, -8, 7, 8, 14, 15, 127])
+def test_depthwise_sums_of_extremes_overflow_nothing(isa, value):
+    weight = torch.full((33, 1, 3, 3), value, dtype=torch.int8)
+    x = torch.full((1, 33, 4, 5), 255, dtype=torch.uint8)
+    bound = accumulator_bound(weight, None, 255)
+    multiplier, shift = torch.tensor([2**38 // bound]), torch.tensor([31])  # the largest sum is 128 codes
+    constants = multiplier, 1 << (shift - 1), shift, 150 if value < 0 else 0, 0, 255, torch.uint8
+    arguments = x, 0, weight, 8, (1, 1), (1, 1), (1, 1), 33, bound, *constants
+    assert torch.equal(native.conv2d(*arguments), reference.conv2d(*arguments))
+
+
 def test_linear_layers_equal_the_reference(isa):
     @few
     @given(products())
