@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,12 +107,10 @@ def call(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFacto
     def run(*arguments: str | Path, cwd: Path) -> Result:
         monkeypatch.chdir(cwd)
         monkeypatch.setattr(sys, "argv", ["haqsearch", *map(str, arguments)])
-        out, err, before = io.StringIO(), io.StringIO(), set(sys.modules)
+        out, err = io.StringIO(), io.StringIO()
         with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as end:
             main()
-        for name in set(sys.modules) - before:
-            if str(getattr(sys.modules[name], "__file__", None) or "").startswith(users):
-                del sys.modules[name]
+        forget_modules(users)
         return Result(int(end.value.code or 0), out.getvalue(), err.getvalue())
 
     return run
@@ -140,15 +138,23 @@ def my_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def forget_modules(folder: str) -> None:
+    """Modules of a user's, imported from anywhere in ``folder``, are to be imported again: the next test has others."""
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None) or "").startswith(folder):
+            del sys.modules[name]
+
+
 @pytest.fixture
-def project(tmp_path: Path, my_weights: Path) -> Path:
+def project(tmp_path: Path, my_weights: Path) -> Iterator[Path]:
     """A user's folder: a recipe; beside it the module and the weights that it names, and a board of 2, 4 and 8 bits."""
     (tmp_path / "my.toml").write_text(RECIPE)
     (tmp_path / "my_net.py").write_text(MY_NET)
     shutil.copy(my_weights, tmp_path)
     device = (PROFILES / "bismo-edge.toml").read_text().replace('"bismo-edge"', '"board"')
     (tmp_path / "board.toml").write_text(device.replace("[1, 2, 3, 4, 5, 6, 7, 8]", "[2, 4, 8]"))
-    return tmp_path
+    yield tmp_path
+    forget_modules(str(tmp_path))
 
 
 @dataclass(frozen=True)

@@ -157,5 +157,7 @@ def test_bench_learning_is_the_mean_of_what_was_proposed(call, tmp_path):
         assert (int(mine[-1]["first"]), int(mine[-1]["last"])) == (len(scores) - 9, len(scores))
         assert float(mine[-1]["best"]) == max(scores[-10:])
     assert "| toy | random | 2 |" in (tmp_path / "learning.md").read_text()
+    page = call("bench", "search", "--page-only", "--out", ".", cwd=tmp_path)
+    assert page.code == 0, "the page of the searches leaves learning.csv alone"
     nothing = call("bench", "learning", "runs", cwd=tmp_path)
     assert nothing.code == 2 and "haqsearch bench search makes them" in same(nothing.err)

@@ -102,8 +102,7 @@ def searches(folder: Path) -> Lines:
     lines: Lines = []
     for path in sorted(folder.glob("*.csv")):
         side = path.with_suffix(".json")
-        rows = read_rows(path)
-        if not rows or not side.is_file():
+        if not side.is_file() or not (rows := read_rows(path)):  # learning.csv has no JSON beside it
             continue
         about = json.loads(side.read_text(encoding="utf-8"))
         series, commits = series_of(rows), ", ".join(sorted({row.commit for row in rows}))
