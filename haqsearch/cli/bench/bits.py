@@ -212,8 +212,13 @@ def average_bits(model: ModelSpec, policy: Mapping[str, Any]) -> float:
 
 
 def _uniform(space: SearchSpace) -> Iterator[Policy]:
-    """The same widths everywhere, from wide to narrow."""
-    yield from sorted(space.uniform(), key=lambda p: -sum(c.weight.bits * c.activation.bits for c in p.values()))
+    """The same widths everywhere, from wide to narrow; of equal products of widths the most alike, as w4a4 of w2a8 and w8a2."""
+
+    def order(policy: Policy) -> tuple[float, float]:
+        pairs = [(choice.weight.bits, choice.activation.bits) for choice in policy.values()]
+        return -sum(w * a for w, a in pairs), sum(abs(w - a) for w, a in pairs)
+
+    yield from sorted(space.uniform(), key=order)
 
 
 def _early(space: SearchSpace) -> Iterator[Policy]:
