@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from haqsearch.cli.bench.cells import IMPROVED, REPORTED, Entrant, Row, read_rows, write_rows
@@ -195,6 +195,9 @@ def test_series_know_the_best_so_far_and_when_a_score_is_reached(scores, target,
 
 
 @given(st.text(max_size=30))
+@example(":")
+@example("ddpg:")
+@example("my_agents:Mine")
 def test_an_agent_as_text_is_read_or_refused(text):
     try:
         entrant = Entrant.parse(text)

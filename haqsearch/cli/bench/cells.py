@@ -35,7 +35,7 @@ class Entrant:
     @classmethod
     def parse(cls, text: str) -> Entrant:
         """Raises RecipeError if ``text`` is not written so; whether the agent takes the options is for the agent to say."""
-        match = re.fullmatch(r"\s*([\w.:]+)\s*(?:\((.*)\))?\s*", text)
+        match = re.fullmatch(r"\s*(\w[\w.]*(?::\w[\w.]*)?)\s*(?:\((.*)\))?\s*", text)
         try:
             if not match:
                 raise ValueError("no agent's name")
