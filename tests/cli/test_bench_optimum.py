@@ -72,7 +72,9 @@ def test_bits_keep_their_average_to_the_byte(base, call):
             assert row["average_bits"] <= 4 and row["finished_average_bits"] <= 4
     uniform = next(r for r in rows if r["policy"].startswith("the same") and r["contest"] == "4 bits")
     assert uniform["average_bits"] == 4 and uniform["over"] == 0, "four bits everywhere are four bits on average"
-    assert "At the same average bits" in (base / "out" / "README.md").read_text()
+    page = (base / "out" / "README.md").read_text()
+    assert "At the same average bits" in page
+    assert all(f" {row['finished_kl']:.4f} |" in page for row in rows)
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from haqsearch.evaluate.metrics import Scores
     from haqsearch.spec import ModelSpec, Policy, SearchSpace
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 AVERAGES = "4,3,2.5,2.25,2"
 
 
@@ -69,7 +69,7 @@ def command(
         for row in contest.rows(agent or stage.assembly.recipe.agent, evaluations, finalists, elsewhere or ()):
             rows.append(row)
             say(f"{contest.title}, {row['policy']}: {row['accuracy']:.2%}, finished {row['finished_accuracy']:.2%}")
-        write_json_atomic(path, {"schema_version": SCHEMA_VERSION, **about(stage), "budget": [], "rows": rows})
+        write_json_atomic(path, {**about(stage), "schema_version": SCHEMA_VERSION, "budget": [], "rows": rows})
     write_page(out)
     print(path)
 
@@ -178,6 +178,7 @@ class Contest:
         """``policy`` as the search scores it, ``chosen`` as the recipe's preset finishes it."""
         a = stage.assembly
         limits = {p.digest: _over(a, p) for p in (policy, chosen)}
+        finished = self._finished(stage, chosen, "report")
         return {
             "contest": self.title,
             "budget": self.budget,
@@ -188,7 +189,8 @@ class Contest:
             "finished_average_bits": round(average_bits(a.prepared.spec, chosen), 4),
             "over": max(limits.values()),
             "accuracy": stage.scores.score(policy, "report").scores.accuracy,
-            "finished_accuracy": self._finished(stage, chosen, "report").accuracy,
+            "finished_accuracy": finished.accuracy,
+            "finished_kl": finished.kl,
         }
 
 
@@ -242,13 +244,19 @@ the weights rounded once more, in network order, as the recipe's preset finishes
 the policy best on the search split, the second of the best of its finalists, finished, on the search split.
 """
 
+_DIVERGENCE = """
+How far the finished network's answers are from the float network's, on the report split: the mean Kullback-Leibler divergence
+in nats. Labels aside, it tells policies apart where accuracies lie within each other's error:
+"""
+
 
 def section(folder: Path) -> list[str]:
     """The table of every ``bits-*.json``, for ``search_page``."""
     lines: list[str] = []
     for path in sorted(folder.glob("bits-*.json")):
         found = json.loads(path.read_text(encoding="utf-8"))
-        lines += [f"\n### {found['recipe']}\n", *_table(found)]
+        if found["schema_version"] == SCHEMA_VERSION:  # an older file's figures are another table's
+            lines += [f"\n### {found['recipe']}\n", *_table(found)]
     return ["\n## At the same average bits\n", _HEAD.strip(), *lines] if lines else []
 
 
@@ -256,20 +264,24 @@ def _table(found: Mapping[str, Any]) -> list[str]:
     rows, where = found["rows"], found["environment"]
     contests = sorted({row["contest"] for row in rows}, key=_widest_first)
     cells = {(row["policy"], row["contest"]): row for row in rows}
-    lines = [f"| | {' | '.join(contests)} |", "|---" * (len(contests) + 1) + "|"]
-    for policy in dict.fromkeys(row["policy"] for row in rows):
-        texts = [_cell(cells[policy, contest]) if (policy, contest) in cells else "" for contest in contests]
-        lines.append(f"| {policy} | {' | '.join(texts)} |")
-    own = {key: row["own_accuracy"] for key, row in cells.items() if "own_accuracy" in row}
-    for policy in dict.fromkeys(policy for policy, _ in own):
-        texts = [f"{own[policy, contest]:.2%}" if (policy, contest) in own else "" for contest in contests]
-        lines.append(f"| {policy}, quantized by itself | {' | '.join(texts)} |")
+    by_itself = {
+        (f"{policy}, quantized by itself", contest): f"{row['own_accuracy']:.2%}"
+        for (policy, contest), row in cells.items()
+        if "own_accuracy" in row
+    }
+    lines = [
+        *_grid(contests, {key: _cell(row) for key, row in cells.items()} | by_itself),
+        "",
+        _DIVERGENCE.strip(),
+        "",
+        *_grid(contests, {key: f"{row['finished_kl']:.4f}" for key, row in cells.items()}),
+        "",
+    ]
     searched = [row for row in rows if "search_s" in row]
     seconds = ", ".join(f"{row['search_s']:.0f} + {row['finish_s']:.0f}" for row in searched)
     over = [f"{row['policy']} at {row['contest']} by {row['over']:g}" for row in rows if row["over"] > 0]
     return [
         *lines,
-        "",
         f"{found['model']} on {found['data']}, no training; float accuracy {found['float_accuracy']:.2%} on "
         f"{found['splits']['report']:,} report samples. Objective: {found['objective']} on {found['splits']['search']:,} "
         f"search samples. Seconds of the processor to search and to finish "
@@ -278,6 +290,14 @@ def _table(found: Mapping[str, Any]) -> list[str]:
         f"Made by `haqsearch bench bits`, commit {where['commit']}: {where['processor']}, {where['cores']} cores, "
         f"torch {where['torch']}, Python {where['python']}.",
     ]
+
+
+def _grid(contests: Sequence[str], cells: Mapping[tuple[str, str], str]) -> list[str]:
+    """A table of texts by (policy, contest), a policy a line."""
+    lines = [f"| | {' | '.join(contests)} |", "|---" * (len(contests) + 1) + "|"]
+    for policy in dict.fromkeys(policy for policy, _ in cells):
+        lines.append(f"| {policy} | {' | '.join(cells.get((policy, contest), '') for contest in contests)} |")
+    return lines
 
 
 def _widest_first(contest: str) -> tuple[int, float]:
