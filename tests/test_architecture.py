@@ -70,7 +70,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "pandas": ("haqsearch/search/records.py", "haqsearch/report/", "hwmodels/table.py"),
     "sklearn": ("haqsearch/data/", "haqsearch/quant/"),
     "PIL": ("haqsearch/data/imagenet.py",),
-    "pydantic": ("haqsearch/config.py", "hwmodels/"),
+    "pydantic": ("haqsearch/config/", "hwmodels/"),
     "typer": ("haqsearch/cli/",),
     "rich": ("haqsearch/cli/",),
 }  # fmt: skip
