@@ -95,6 +95,23 @@ def test_full_range_is_exact_where_int16_sums_saturate(isa):
         assert torch.equal(native.conv2d(*arguments), reference.conv2d(*arguments))
 
 
+@pytest.mark.parametrize("bias", [0, -17_000, 2**29])
+@pytest.mark.parametrize("zero_point", [0, 3, 255])
+def test_every_accumulator_becomes_its_code(isa, bias, zero_point):
+    """Sums with hardly a gap from -1000 to 33,000, and so on both sides of every step; shifts below and above 32."""
+    image = torch.arange(65536).view(256, 256)
+    x = torch.stack([image // 256, image % 256])[None].to(torch.uint8)
+    generator = torch.Generator().manual_seed(zero_point)
+    multiplier = torch.randint(2**30, 2**31, (18,), generator=generator)
+    weight = torch.stack([torch.full((18,), 127), torch.arange(18) % 9 - 4], 1).to(torch.int8).view(18, 2, 1, 1)
+    for shift in (31, 32, 33, 36, 40, 45):
+        shifts = torch.full((18,), shift)
+        offset = (bias - 16384) * multiplier + (1 << (shifts - 1))
+        end = (multiplier, offset, shifts, zero_point, 0, 255, torch.uint8)
+        arguments = (x, 0, weight, 8, (1, 1), (0, 0), (1, 1), 1, 2**16, *end)
+        assert torch.equal(native.conv2d(*arguments), reference.conv2d(*arguments))
+
+
 def test_an_accumulator_beyond_int32_is_refused(isa):
     x = torch.full((1, 70_000), 255, dtype=torch.uint8)
     weight = torch.full((1, 70_000), 127, dtype=torch.int8)

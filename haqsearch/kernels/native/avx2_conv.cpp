@@ -49,7 +49,8 @@ struct Tile {
 template <Kind kind, int Pixels, int Halves>
 void compute(const Tile& t) {
   __m256i acc[Pixels][Halves];
-  accumulate<kind, Pixels, Halves>(t.pixels, t.from, t.run, t.end, t.weights, acc);
+  accumulate<kind, Pixels, Halves>(t.pixels, t.from, t.run, t.end, t.weights,
+                                        t.requantizer->start(t.constants), acc);
   t.requantizer->store_tile<Pixels, Halves>(t.targets, t.to, t.constants, t.count, acc);
 }
 

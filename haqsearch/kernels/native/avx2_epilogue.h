@@ -3,7 +3,9 @@
 
 #include <immintrin.h>
 
+#include <algorithm>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <vector>
 
@@ -27,6 +29,11 @@ class Requantizer {
     vector_ = !epilogue.wide && epilogue.zero_point >= -16384 && epilogue.zero_point < 16384;
     for (int n = 0; n < channels; ++n) vector_ = vector_ && prepare(n, bound);
     for (int n = 0; n < channels; ++n) shifts_up_ = shifts_up_ || up_[n] != 0;
+    tiles_.resize(padded / 16);
+    quick_ = vector_;
+    for (int n = 0; n < channels; ++n) quick_ = quick_ && tiles_[n / 16].set(epilogue, n, bound, doublings);
+    if (!quick_)
+      for (TileConstants& tile : tiles_) std::fill_n(tile.start, 16, 0);
     low_ = _mm_set1_epi8(static_cast<char>(epilogue.low));
     high_ = _mm_set1_epi8(static_cast<char>(epilogue.high));
     zero_point_ = _mm256_set1_epi16(static_cast<int16_t>(epilogue.zero_point));
@@ -39,30 +46,34 @@ class Requantizer {
     write(to, count, sixteen(a, b, channel));
   }
 
-  // The same for a tile of pixels, constants loaded once: acc[p][h] has channels channel + 8 h .. of pixel p, whose first
-  // code goes to targets[p] + to.
+  // Where the sums of a tile for store_tile() begin: eight of each eight channels from `channel` on.
+  const int32_t* start(int channel) const { return tiles_[static_cast<size_t>(channel) / 16].start + channel % 16; }
+
+  // The same for a tile of pixels, sums begun at start(): acc[p][h] has channels channel + 8 h .. of pixel p (channel a
+  // multiple of 16), whose first code goes to targets[p] + to.
   template <int Pixels, int Halves>
   inline __attribute__((always_inline)) void store_tile(uint8_t* const* targets, std::ptrdiff_t to, int channel, int count,
-                                                        __m256i (&acc)[Pixels][Halves]) const {
-    if (!vector_ || shifts_up_) {
-      for (int p = 0; p < Pixels; ++p) store(targets[p] + to, channel, count, acc[p][0], acc[p][Halves - 1]);
-      return;
+                                                        const __m256i (&acc)[Pixels][Halves]) const {
+    if (__builtin_expect(!quick_, 0)) {
+      __m256i copy[Pixels][Halves];  // of acc, which can stay in registers then
+      for (int p = 0; p < Pixels; ++p)
+        for (int h = 0; h < Halves; ++h) copy[p][h] = acc[p][h];
+      return store_pixels(targets, to, channel, count, &copy[0][0], Pixels, Halves);
     }
-#pragma GCC unroll 2
-    for (int h = 0; h < Halves; ++h) {
-      const Constants constants(*this, channel + 8 * h);
-#pragma GCC unroll 6
-      for (int p = 0; p < Pixels; ++p) acc[p][h] = constants.scale(acc[p][h]);
-    }
+    const TileConstants& constants = tiles_[static_cast<size_t>(channel) / 16];
     const __m256i low = _mm256_broadcastsi128_si256(low_), high = _mm256_broadcastsi128_si256(high_);
+    // a lane's channels 0 2 1 3 put in order, then lanes undone
+    const __m256i fours = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15));
+    const __m256i lanes = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
 #pragma GCC unroll 6
     for (int p = 0; p < Pixels; p += 2) {
       const int q = p + 1 < Pixels ? p + 1 : p;
-      const __m256i first = _mm256_adds_epi16(_mm256_packs_epi32(acc[p][0], acc[p][Halves - 1]), zero_point_);
-      const __m256i second = _mm256_adds_epi16(_mm256_packs_epi32(acc[q][0], acc[q][Halves - 1]), zero_point_);
-      const __m256i mixed = _mm256_min_epu8(_mm256_max_epu8(_mm256_packus_epi16(first, second), low), high);
-      // packing works on 128-bit lanes: put the fours back in order
-      const __m256i codes = _mm256_permutevar8x32_epi32(mixed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+      const auto pixel = [&](int i) {
+        return _mm256_packs_epi32(constants.scale(acc[i][0], 0), constants.scale(acc[i][Halves - 1], 8 * (Halves - 1)));
+      };
+      const __m256i first = pixel(p), mixed = _mm256_packus_epi16(first, q == p ? first : pixel(q));
+      const __m256i clamped = _mm256_min_epu8(_mm256_max_epu8(mixed, low), high);
+      const __m256i codes = _mm256_permutevar8x32_epi32(_mm256_shuffle_epi8(clamped, fours), lanes);
       write(targets[p] + to, count, _mm256_castsi256_si128(codes));
       if (q != p) write(targets[q] + to, count, _mm256_extracti128_si256(codes, 1));
     }
@@ -123,6 +134,38 @@ class Requantizer {
     __m256i multiplier, odd_multiplier, offset, odd_offset, down;
   };
 
+  // Of sixteen channels, for sums that begin with what of the offset is a multiple of the multiplier. What is left of it is half
+  // a unit of the result, which can wait for the upper dword: floor((x + 2^(d - 1 + 32)) / 2^(d + 32)) is
+  // floor((floor(x / 2^32) + 2^(d - 1)) / 2^d). So can the zero point.
+  struct alignas(32) TileConstants {
+    int32_t start[16] = {}, multiplier[16] = {}, odd_multiplier[16] = {};
+    int32_t rest[16] = {}, down[16] = {};  // fours as channels 0 2 1 3, as the upper dwords come
+
+    __m256i scale(__m256i acc, int first) const {
+      const __m256i even = _mm256_mul_epi32(acc, load(multiplier + first));
+      const __m256i odd = _mm256_mul_epi32(_mm256_srli_epi64(acc, 32), load(odd_multiplier + first));
+      const __m256i upper = _mm256_castps_si256(_mm256_shuffle_ps(_mm256_castsi256_ps(even), _mm256_castsi256_ps(odd), 0xdd));
+      return _mm256_srav_epi32(_mm256_add_epi32(upper, load(rest + first)), load(down + first));
+    }
+
+    // Whether channel `n` of the epilogue, lane n % 16, can be done so.
+    bool set(const Epilogue& e, int n, int64_t bound, int doublings) {
+      const int shift = e.shift[n] + doublings - 32, lane = n % 16;
+      if (shift < 1 || shift > 29) return false;
+      const int64_t half = int64_t(1) << (e.shift[n] - 1), whole = e.offset[n] - half, m = e.multiplier[n];
+      const int64_t left = int64_t(e.zero_point) * (int64_t(1) << shift) + (int64_t(1) << (shift - 1));
+      if (m ? whole % m != 0 : whole != 0) return false;
+      const int64_t first = m ? whole / m : 0, room = INT32_MAX >> doublings;
+      if (std::abs(first) > room - bound || std::abs(left) >= 1 << 30) return false;
+      start[lane] = static_cast<int32_t>(first * (1 << doublings));
+      multiplier[lane] = e.multiplier[n];
+      if (lane % 2 == 1) odd_multiplier[lane - 1] = e.multiplier[n];
+      const int place = lane / 4 * 4 + lane % 2 * 2 + lane % 4 / 2;
+      rest[place] = static_cast<int32_t>(left), down[place] = shift;
+      return true;
+    }
+  };
+
   static void write(uint8_t* to, int count, __m128i codes) {
     if (count == 16) {
       _mm_storeu_si128(reinterpret_cast<__m128i*>(to), codes);
@@ -149,6 +192,12 @@ class Requantizer {
     return true;
   }
 
+  // store_tile() without haste.
+  __attribute__((noinline, cold)) void store_pixels(uint8_t* const* targets, std::ptrdiff_t to, int channel, int count,
+                                                    const __m256i* acc, int pixels, int halves) const {
+    for (int p = 0; p < pixels; ++p, acc += halves) store(targets[p] + to, channel, count, acc[0], acc[halves - 1]);
+  }
+
   void store_slowly(uint8_t* to, int channel, int count, __m256i a, __m256i b) const {
     alignas(32) int32_t acc[16];
     _mm256_store_si256(reinterpret_cast<__m256i*>(acc), a);
@@ -159,7 +208,8 @@ class Requantizer {
 
   Epilogue epilogue_;
   int channels_, doublings_;
-  bool vector_ = false, shifts_up_ = false;
+  bool vector_ = false, shifts_up_ = false, quick_ = false;
+  std::vector<TileConstants> tiles_;
   std::vector<int32_t> multiplier_, odd_multiplier_, up_, down_;
   std::vector<int64_t> offset_;
   __m128i low_, high_;

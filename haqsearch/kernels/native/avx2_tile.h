@@ -81,19 +81,26 @@ inline __m256i multiply_add(__m256i acc, __m256i codes, __m256i weights) {
   return _mm256_add_epi16(acc, pairs);
 }
 
-// acc[p][h]: int32 sums of pixel p, channels 8 h .. 8 h + 8. With Halves = 1 only the first eight channels are done.
+// acc[p][h]: int32 sums of pixel p, channels 8 h .. 8 h + 8, begun at start[8 h] .., aligned. With Halves = 1 only the first
+// eight channels are done.
 template <Kind kind, int Pixels, int Halves>
 inline __attribute__((always_inline)) void accumulate(const uint8_t* const* pixels, std::ptrdiff_t from, const Run* run,
-                                                      const Run* end, const int8_t* weights,
+                                                      const Run* end, const int8_t* weights, const int32_t* start,
                                                       __m256i (&acc)[Pixels][Halves]) {
   const __m256i ones = _mm256_set1_epi16(1);
   const uint8_t* pixel[Pixels];
   __m256i sum[Pixels][Halves];  // int16 within a block (kBlocks, kWhole), else the result itself
+  __m256i first[Halves];
+#pragma GCC unroll 2
+  for (int h = 0; h < Halves; ++h) first[h] = _mm256_load_si256(reinterpret_cast<const __m256i*>(start) + h);
 #pragma GCC unroll 6
   for (int p = 0; p < Pixels; ++p) {
     pixel[p] = pixels[p] + from;
 #pragma GCC unroll 2
-    for (int h = 0; h < Halves; ++h) sum[p][h] = acc[p][h] = _mm256_setzero_si256();
+    for (int h = 0; h < Halves; ++h) {
+      acc[p][h] = first[h];
+      sum[p][h] = kind == Kind::kBlocks || kind == Kind::kWhole ? _mm256_setzero_si256() : first[h];
+    }
   }
   for (; run != end; ++run) {
     const int8_t* const stop = weights + std::ptrdiff_t(run->steps) * kStepBytes;
@@ -123,7 +130,7 @@ inline __attribute__((always_inline)) void accumulate(const uint8_t* const* pixe
     for (int p = 0; p < Pixels; ++p)
 #pragma GCC unroll 2
       for (int h = 0; h < Halves; ++h)
-        acc[p][h] = kind == Kind::kWhole ? _mm256_madd_epi16(sum[p][h], ones) : sum[p][h];
+        acc[p][h] = kind == Kind::kWhole ? _mm256_add_epi32(acc[p][h], _mm256_madd_epi16(sum[p][h], ones)) : sum[p][h];
 }
 
 }  // namespace haq::avx2

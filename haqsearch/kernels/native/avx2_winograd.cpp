@@ -4,6 +4,8 @@
 //
 // Transformed codes and weights lie in int16 (see the algorithms below), or with few bits in bytes. Sums are taken modulo
 // 2^32, where additions in any order agree; the result is right since |acc| * 2^doublings < 2^31 is asked for.
+//
+// Products that count alike in A' [] A, a class of rows and columns, are summed together: a cell.
 #include <algorithm>
 #include <new>
 
@@ -40,11 +42,26 @@ struct Bytes {
   static __m256i sub(__m256i a, __m256i b) { return _mm256_sub_epi8(a, b); }
 };
 
+// Codes of a row of a tile, a column's channels each.
+template <int kTile>
+struct Row {
+  __m256i column[kTile];
+};
+
+template <int kTile, typename Operation>
+inline __attribute__((always_inline)) Row<kTile> each(const Row<kTile>& a, const Row<kTile>& b, Operation operation) {
+  Row<kTile> result;
+#pragma GCC unroll 5
+  for (int x = 0; x < kTile; ++x) result.column[x] = operation(a.column[x], b.column[x]);
+  return result;
+}
+
 // Stride 1, F(2, 3): 4 multiplications for 2 outputs, where the direct way has 6; 16 instead of 36 in two dimensions.
 // G has halves; 2 G has none, so the sums come out four times as large: exact, and the epilogue shifts by two more.
 // With codes 0 .. a, B' d B lies in -2 a .. 2 a, but at (1, 1) in 0 .. 4 a; |2G g (2G)'| <= 9 * 128.
 struct StrideOne {
-  static constexpr int kStride = 1, kTile = 4, kDoublings = 2;
+  static constexpr int kStride = 1, kTile = 4, kDoublings = 2, kClasses = 4;
+  static constexpr int class_of(int position) { return position; }
   static constexpr bool signed_at(int position) { return position != 5; }
 
   template <typename Lanes>
@@ -53,6 +70,15 @@ struct StrideOne {
     t[1] = Lanes::add(d[1], d[2]);
     t[2] = Lanes::sub(d[2], d[1]);
     t[3] = Lanes::sub(d[1], d[3]);
+  }
+  // The same of the rows that row(y) loads: put(i, t[i]).
+  template <typename Lanes, typename Load, typename Put>
+  static inline __attribute__((always_inline)) void rows(Load row, Put put) {
+    const auto d1 = row(1), d2 = row(2);
+    put(0, each(row(0), d2, Lanes::sub));
+    put(1, each(d1, d2, Lanes::add));
+    put(2, each(d2, d1, Lanes::sub));
+    put(3, each(d1, row(3), Lanes::sub));
   }
   static void weights(const int* g, int* u) {
     u[0] = 2 * g[0], u[1] = g[0] + g[1] + g[2], u[2] = g[0] - g[1] + g[2], u[3] = 2 * g[2];
@@ -68,7 +94,8 @@ struct StrideOne {
 // 5 multiplications instead of 6; 25 instead of 36 in two dimensions. With codes 0 .. a, B' d B lies in -2 a .. 2 a;
 // |G g G'| <= 4 * 128.
 struct StrideTwo {
-  static constexpr int kStride = 2, kTile = 5, kDoublings = 0;
+  static constexpr int kStride = 2, kTile = 5, kDoublings = 0, kClasses = 3;
+  static constexpr int class_of(int position) { return position > 2 ? (position - 3) * 2 : position; }
   static constexpr bool signed_at(int) { return true; }
 
   template <typename Lanes>
@@ -79,11 +106,39 @@ struct StrideTwo {
     t[3] = d[1];
     t[4] = d[3];
   }
+  template <typename Lanes, typename Load, typename Put>
+  static inline __attribute__((always_inline)) void rows(Load row, Put put) {
+    const auto d2 = row(2);
+    put(1, d2);
+    put(0, each(row(0), d2, Lanes::sub));
+    put(2, each(row(4), d2, Lanes::sub));
+    put(3, row(1));
+    put(4, row(3));
+  }
   static void weights(const int* g, int* u) { u[0] = g[0], u[1] = g[0] + g[2], u[2] = g[2], u[3] = u[4] = g[1]; }
   static void output(const __m256i* m, __m256i* y) {
-    y[0] = _mm256_add_epi32(_mm256_add_epi32(m[0], m[1]), m[3]);
-    y[1] = _mm256_add_epi32(_mm256_add_epi32(m[1], m[2]), m[4]);
+    y[0] = _mm256_add_epi32(m[0], m[1]);
+    y[1] = _mm256_add_epi32(m[1], m[2]);
   }
+};
+
+// The order of transformed codes and weights: positions of a tile, those of a cell together.
+template <typename Algorithm>
+struct Order {
+  static constexpr int kTile = Algorithm::kTile, kPositions = kTile * kTile;
+  static constexpr int kCells = Algorithm::kClasses * Algorithm::kClasses;
+
+  constexpr Order() {
+    for (int cell = 0, next = 0; cell < kCells; first[++cell] = next)
+      for (int position = 0; position < kPositions; ++position)
+        if (cell_of(position) == cell) place[position] = next++;
+  }
+
+  static constexpr int cell_of(int position) {
+    return Algorithm::class_of(position / kTile) * Algorithm::kClasses + Algorithm::class_of(position % kTile);
+  }
+
+  int place[kPositions] = {}, first[kCells + 1] = {};  // first: place of each cell's
 };
 
 struct Panel {
@@ -126,7 +181,7 @@ class Winograd final : public Op {
     usable_ = requantizer_.vector() && 2 * raise_ <= 255;
     packed_.reset(static_cast<Weight*>(::operator new(packed_bytes(), std::align_val_t(64))));
     std::fill_n(packed_.get(), packed_bytes() / sizeof(Weight), Weight(0));
-    sums_of_weights_.resize(size_t(blocks_) * kPositions * kTileChannels);
+    raised_.resize(size_t(blocks_) * kCells * kTileChannels);
     for (int n = 0; n < spec.out_channels; ++n)
       for (int c = 0; c < spec.in_channels; ++c) pack(spec.weight.data() + (size_t(n) * spec.in_channels + c) * 9, n, c);
     if (kBytes && usable_) cut_runs();
@@ -168,12 +223,16 @@ class Winograd final : public Op {
  private:
   static constexpr int kStride = Algorithm::kStride, kTile = Algorithm::kTile, kPositions = kTile * kTile;
   static constexpr int kCodeBytes = Lanes::kCodeBytes, kPerStep = 4 / kCodeBytes;
+  static constexpr int kVector = 32 / kCodeBytes;  // channels of a register
   static constexpr bool kBytes = kCodeBytes == 1;
+  static constexpr Order<Algorithm> kOrder{};
+  static constexpr int kClasses = Algorithm::kClasses, kCells = kClasses * kClasses;
+  static constexpr int kMiddle = Order<Algorithm>::cell_of(kTile + 1);  // counts once in every output
   using Weight = typename Lanes::Weight;
 
   int64_t block_codes() const { return int64_t(kPositions) * depth_ * kTileChannels; }
 
-  // packed_: [block][position][step][16 outputs][2 or 4 inputs]
+  // packed_: [block][place][step][16 outputs][2 or 4 inputs]
   void pack(const int8_t* weight, int n, int c) {
     int rows[3][kTile], u[kTile][kTile];
     for (int y = 0; y < 3; ++y) {
@@ -190,19 +249,19 @@ class Winograd final : public Op {
     for (int position = 0; position < kPositions; ++position) {
       const int weight_here = u[position / kTile][position % kTile];
       usable_ = usable_ && weight_here == static_cast<Weight>(weight_here);
-      to[((position * depth_ + c) / kPerStep * kTileChannels + n % kTileChannels) * kPerStep + c % kPerStep] =
-          static_cast<Weight>(weight_here);
-      sums_of_weights_[(size_t(n / kTileChannels) * kPositions + position) * kTileChannels + n % kTileChannels] +=
-          weight_here;
+      const int step = (kOrder.place[position] * depth_ + c) / kPerStep;
+      to[(step * kTileChannels + n % kTileChannels) * kPerStep + c % kPerStep] = static_cast<Weight>(weight_here);
+      const size_t cell = size_t(n / kTileChannels) * kCells + kOrder.cell_of(position);
+      if (Algorithm::signed_at(position)) raised_[cell * kTileChannels + n % kTileChannels] += weight_here;
     }
   }
 
-  // Blocks of int16 sums for every block of channels and position; not worth it where they are short.
+  // Blocks of int16 sums for every block of channels and cell; not worth it where they are short.
   void cut_runs() {
     usable_ = pairs_fit(reinterpret_cast<const int8_t*>(packed_.get()), packed_bytes(), 2 * raise_);
-    for (int i = 0; usable_ && i < blocks_ * kPositions; ++i) {
-      const int8_t* weights = reinterpret_cast<const int8_t*>(packed_.get()) + int64_t(i) * depth_ * kTileChannels;
-      for (int steps : cut_blocks(weights, depth_ / kPerStep, 2 * raise_)) runs_.push_back({0, steps, true});
+    for (int i = 0; usable_ && i < blocks_ * kCells; ++i) {
+      for (int steps : cut_blocks(weights(i / kCells, i % kCells), steps(i % kCells), 2 * raise_))
+        runs_.push_back({0, steps, true});
       first_run_.push_back(static_cast<int>(runs_.size()));
       std::ptrdiff_t offset = 0;
       for (int r = first_run_[i]; r < first_run_[i + 1]; offset += 4 * runs_[r++].steps) runs_[r].offset = offset;
@@ -214,10 +273,9 @@ class Winograd final : public Op {
   void take_off_raise() {
     correction_.resize(size_t(blocks_) * 4 * kTileChannels);
     for (int block = 0; block < blocks_; ++block) {
-      alignas(32) int32_t sums[kPositions][kTileChannels];
-      for (int i = 0; i < kPositions * kTileChannels; ++i)
-        sums[i / kTileChannels][i % kTileChannels] =
-            Algorithm::signed_at(i / kTileChannels) ? -raise_ * sums_of_weights_[block * kPositions * kTileChannels + i] : 0;
+      alignas(32) int32_t sums[kCells][kTileChannels];
+      for (int i = 0; i < kCells * kTileChannels; ++i)
+        sums[i / kTileChannels][i % kTileChannels] = -raise_ * raised_[size_t(block) * kCells * kTileChannels + i];
       __m256i acc[4][2];
       transform_output(sums, acc);
       std::memcpy(&correction_[size_t(block) * 4 * kTileChannels], acc, sizeof acc);
@@ -249,44 +307,49 @@ class Winograd final : public Op {
     target[3] = right && below ? corner + out.row + out.pixel : beyond;
   }
 
-  // Channels beyond the input's are whatever lies there: their weights are zero.
+  // Channels beyond the input's are whatever lies there: their weights are zero. Rows first, one transformed row at a time:
+  // all of them would not fit the registers.
   void transform(const uint8_t* from, const std::ptrdiff_t* rows, const std::ptrdiff_t* columns, uint8_t* to) const {
+    int c = 0;
+    for (; c + kVector <= depth_; c += kVector) transform<kVector>(from + c, rows, columns, to + c * kCodeBytes);
+    if (c < depth_) transform<16>(from + c, rows, columns, to + c * kCodeBytes);
+  }
+
+  // Channels of a register, or 16 at the end.
+  template <int Channels>
+  inline __attribute__((always_inline)) void transform(const uint8_t* from, const std::ptrdiff_t* rows,
+                                                       const std::ptrdiff_t* columns, uint8_t* to) const {
     const __m256i raise = _mm256_set1_epi8(static_cast<char>(raise_));
-    for (int c = 0; c < depth_; c += 32 / kCodeBytes) {
-      __m256i t[kTile][kTile];
+    const std::ptrdiff_t apart = std::ptrdiff_t(depth_) * kCodeBytes;  // of positions
+    const auto load = [&](int y) {
+      const uint8_t* at = from + rows[y];
+      asm("" : "+r"(at));  // gcc would keep the 25 sums of rows and columns, and has no registers for them
+      Row<kTile> d;
+#pragma GCC unroll 5
+      for (int x = 0; x < kTile; ++x) d.column[x] = Lanes::load(at + columns[x]);
+      return d;
+    };
+    const auto store = [&](int y, const Row<kTile>& t) {
+      __m256i v[kTile];
+      Algorithm::template input<Lanes>(t.column, v);
 #pragma GCC unroll 5
       for (int x = 0; x < kTile; ++x) {
-        __m256i d[kTile];
-#pragma GCC unroll 5
-        for (int y = 0; y < kTile; ++y) d[y] = Lanes::load(from + rows[y] + columns[x] + c);
-        Algorithm::template input<Lanes>(d, t[x]);
+        const int position = kTile * y + x;
+        if (kBytes && Algorithm::signed_at(position)) v[x] = Lanes::add(v[x], raise);
+        uint8_t* const place = to + kOrder.place[position] * apart;
+        if (Channels == kVector) _mm256_storeu_si256(reinterpret_cast<__m256i*>(place), v[x]);
+        else _mm_storeu_si128(reinterpret_cast<__m128i*>(place), _mm256_castsi256_si128(v[x]));
       }
-#pragma GCC unroll 5
-      for (int y = 0; y < kTile; ++y) {
-        __m256i row[kTile], v[kTile];
-#pragma GCC unroll 5
-        for (int x = 0; x < kTile; ++x) row[x] = t[x][y];
-        Algorithm::template input<Lanes>(row, v);
-#pragma GCC unroll 5
-        for (int x = 0; x < kTile; ++x) {
-          const int position = kTile * y + x;
-          if (kBytes && Algorithm::signed_at(position)) v[x] = Lanes::add(v[x], raise);
-          uint8_t* const place = to + (position * depth_ + c) * kCodeBytes;
-          if (c + 32 / kCodeBytes <= depth_) _mm256_storeu_si256(reinterpret_cast<__m256i*>(place), v[x]);
-          else _mm_storeu_si128(reinterpret_cast<__m128i*>(place), _mm256_castsi256_si128(v[x]));
-        }
-      }
-    }
+    };
+    Algorithm::template rows<Lanes>(load, store);
   }
 
   void multiply(const Panel& panel, int block) const {
-    alignas(32) int32_t sums[kPanelTiles][kPositions][kTileChannels];
-    const int8_t* weights = reinterpret_cast<const int8_t*>(packed_.get() + block * block_codes());
-    const std::ptrdiff_t slab = std::ptrdiff_t(depth_) * kTileChannels * kCodeBytes;  // weights of one position
-    for (int position = 0; position < kPositions; ++position, weights += slab)
+    alignas(32) int32_t sums[kPanelTiles][kCells][kTileChannels];
+    for (int cell = 0; cell < kCells; ++cell)
       for (int i = 0; i < panel.count; i += kTilePixels) {
-        fetch(weights + slab, slab, i, panel.count);
-        const Job job{panel.transformed + i, weights, sums + i, block, position};
+        fetch(weights(block, cell), weights(block, cell + 1), i, panel.count);
+        const Job job{panel.transformed + i, sums + i, block, cell};
         switch (panel.count - i) {
           case 1: tiles<1>(job); break;
           case 2: tiles<2>(job); break;
@@ -299,58 +362,67 @@ class Winograd final : public Op {
     for (int i = 0; i < panel.count; ++i) finish(panel.target[i], block, sums[i]);
   }
 
-  // Asks for the next position's weights while this one's are worked on: large layers read them from beyond the cache.
-  void fetch(const int8_t* next, std::ptrdiff_t bytes, int tile, int tiles) const {
+  // Steps of a cell, and its weights; those of the cell behind a block's last are the next block's.
+  int steps(int cell) const { return (kOrder.first[cell + 1] - kOrder.first[cell]) * depth_ / kPerStep; }
+  const int8_t* weights(int block, int cell) const {
+    const Weight* const begin = packed_.get() + block * block_codes();
+    return reinterpret_cast<const int8_t*>(begin + std::ptrdiff_t(kOrder.first[cell]) * depth_ * kTileChannels);
+  }
+
+  // Asks for as many weights as these tiles work on, from `next` on: large layers read them from beyond the cache.
+  void fetch(const int8_t* here, const int8_t* next, int tile, int tiles) const {
     const int8_t* const end = reinterpret_cast<const int8_t*>(packed_.get()) + packed_bytes();
-    if (packed_bytes() <= kCacheBytes || next == end) return;
-    const int8_t* const stop = next + bytes * std::min(tile + kTilePixels, tiles) / tiles;
+    if (packed_bytes() <= kCacheBytes) return;
+    const std::ptrdiff_t bytes = next - here;
+    const int8_t* const stop = std::min(end, next + bytes * std::min(tile + kTilePixels, tiles) / tiles);
     for (next += bytes * tile / tiles; next < stop; next += 64)
       _mm_prefetch(reinterpret_cast<const char*>(next), _MM_HINT_T1);
   }
 
-  // The product of up to six tiles with the weights of one position and block.
+  // The product of up to six tiles with the weights of one cell and block.
   struct Job {
     const uint8_t* const* transformed;
-    const int8_t* weights;
-    int32_t (*sums)[kPositions][kTileChannels];
-    int block, position;
+    int32_t (*sums)[kCells][kTileChannels];
+    int block, cell;
   };
 
   template <int Tiles>
   void tiles(const Job& job) const {
     if constexpr (kBytes) {
-      const int i = job.block * kPositions + job.position;
+      const int i = job.block * kCells + job.cell;
       const Run *run = runs_.data() + first_run_[i], *end = runs_.data() + first_run_[i + 1];
       if (end - run == 1) tiles<Kind::kWhole, Tiles>(job, run, end);
       else tiles<Kind::kBlocks, Tiles>(job, run, end);
     } else {
-      const Run run{0, depth_ / kPerStep, true};
+      const Run run{0, steps(job.cell), true};
       tiles<Kind::kWide, Tiles>(job, &run, &run + 1);
     }
   }
 
   template <Kind kind, int Tiles>
   void tiles(const Job& job, const Run* run, const Run* end) const {
+    alignas(32) static constexpr int32_t zeros[kTileChannels] = {};
     __m256i acc[Tiles][2];
-    accumulate<kind, Tiles, 2>(job.transformed, std::ptrdiff_t(job.position) * depth_ * kCodeBytes, run, end, job.weights,
-                               acc);
+    accumulate<kind, Tiles, 2>(job.transformed, std::ptrdiff_t(kOrder.first[job.cell]) * depth_ * kCodeBytes, run, end,
+                               weights(job.block, job.cell),
+                               job.cell == kMiddle ? requantizer_.start(job.block * kTileChannels) : zeros, acc);
 #pragma GCC unroll 6
     for (int i = 0; i < Tiles; ++i)
 #pragma GCC unroll 2
       for (int h = 0; h < 2; ++h)
-        _mm256_store_si256(reinterpret_cast<__m256i*>(job.sums[i][job.position] + 8 * h), acc[i][h]);
+        _mm256_store_si256(reinterpret_cast<__m256i*>(job.sums[i][job.cell] + 8 * h), acc[i][h]);
   }
 
-  static void transform_output(const int32_t (&sums)[kPositions][kTileChannels], __m256i (&acc)[4][2]) {
+  static void transform_output(const int32_t (&sums)[kCells][kTileChannels], __m256i (&acc)[4][2]) {
 #pragma GCC unroll 2
     for (int h = 0; h < 2; ++h) {
-      __m256i half[2][kTile];
-#pragma GCC unroll 5
-      for (int x = 0; x < kTile; ++x) {
-        __m256i m[kTile], y[2];
-#pragma GCC unroll 5
-        for (int k = 0; k < kTile; ++k)
-          m[k] = _mm256_load_si256(reinterpret_cast<const __m256i*>(sums[kTile * k + x] + 8 * h));
+      __m256i half[2][kClasses];
+#pragma GCC unroll 4
+      for (int x = 0; x < kClasses; ++x) {
+        __m256i m[kClasses], y[2];
+#pragma GCC unroll 4
+        for (int k = 0; k < kClasses; ++k)
+          m[k] = _mm256_load_si256(reinterpret_cast<const __m256i*>(sums[kClasses * k + x] + 8 * h));
         Algorithm::output(m, y);
         half[0][x] = y[0], half[1][x] = y[1];
       }
@@ -363,7 +435,7 @@ class Winograd final : public Op {
     }
   }
 
-  void finish(uint8_t* const* targets, int block, const int32_t (&sums)[kPositions][kTileChannels]) const {
+  void finish(uint8_t* const* targets, int block, const int32_t (&sums)[kCells][kTileChannels]) const {
     __m256i acc[4][2];
     transform_output(sums, acc);
     if constexpr (kBytes)
@@ -388,7 +460,7 @@ class Winograd final : public Op {
   bool usable_ = false;
   Requantizer requantizer_;
   std::unique_ptr<Weight, Free> packed_;
-  std::vector<int32_t> sums_of_weights_, correction_;
+  std::vector<int32_t> raised_, correction_;  // raised_: sums of the weights that meet raised codes, of each cell
   std::vector<Run> runs_;
   std::vector<int> first_run_ = {0};
 };
