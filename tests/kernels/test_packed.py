@@ -111,13 +111,13 @@ def test_linear_layers_equal_the_reference(isa):
 @pytest.mark.parametrize("bits", [1, 2, 3, 4])
 def test_long_rows_of_extremes_overflow_nothing(isa, bits, features):
     top = 2**bits - 1
-    weight = torch.full((65, features), top // 2, dtype=torch.int8)
+    weight = torch.full((130, features), top // 2, dtype=torch.int8)
     weight[0], weight[1, ::2] = -(top + 1) // 2, -(top + 1) // 2
     weight[2] = torch.arange(features) % (top + 1) - (top + 1) // 2  # every code: two of them would take one bit
     x = torch.full((2, features), 255, dtype=torch.uint8)
     x[1, ::3] = 0
-    shift = torch.full((65,), 31 + max((features * 255 * (top + 1)).bit_length() - 16, 0))
-    constants = torch.full((65,), 2**30), 1 << (shift - 1), shift, 0, -32768, 32767, torch.int16
+    shift = torch.full((130,), 31 + max((features * 255 * (top + 1)).bit_length() - 16, 0))
+    constants = torch.full((130,), 2**30), 1 << (shift - 1), shift, 0, -32768, 32767, torch.int16
     arguments = x, 0, weight, 5, accumulator_bound(weight, None, 255), *constants
     assert torch.equal(native.linear(*arguments), reference.linear(*arguments))
 

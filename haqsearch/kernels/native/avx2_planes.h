@@ -10,6 +10,7 @@
 #include <cstring>
 
 #include "packed_bits.h"
+#include "subset_sums.h"
 
 namespace haq {
 namespace {
@@ -26,22 +27,6 @@ inline __m256i low_nibbles(__m256i v) { return _mm256_and_si256(v, _mm256_set1_e
 
 // Nothing is moved across this: gcc 12 puts additions off, and then has too few registers.
 inline void settle(__m256i& value) { asm volatile("" : "+x"(value)); }
-
-// The sums of the subsets of four inputs: 16 bytes of their lower five bits, then 16 of the upper five.
-inline void subset_sums(const uint8_t* four, uint8_t* tables) {
-  const auto bits = [](int subset) {  // a byte for each input: whether it is in
-    return (subset & 1) | (subset >> 1 & 1) << 8 | (subset >> 2 & 1) << 16 | (subset >> 3 & 1) << 24;
-  };
-  int32_t word;
-  std::memcpy(&word, four, 4);
-  const __m256i x = _mm256_set1_epi32(word), ones = _mm256_set1_epi16(1);
-  const __m256i first = _mm256_setr_epi32(bits(0), bits(1), bits(2), bits(3), bits(8), bits(9), bits(10), bits(11));
-  const __m256i second = _mm256_setr_epi32(bits(4), bits(5), bits(6), bits(7), bits(12), bits(13), bits(14), bits(15));
-  const __m256i sums = _mm256_packs_epi32(_mm256_madd_epi16(_mm256_maddubs_epi16(x, first), ones),
-                                          _mm256_madd_epi16(_mm256_maddubs_epi16(x, second), ones));
-  const __m256i halves = _mm256_packus_epi16(_mm256_and_si256(sums, _mm256_set1_epi16(31)), _mm256_srli_epi16(sums, 5));
-  store(tables, _mm256_permute4x64_epi64(halves, 0xd8));
-}
 
 // A panel's planes of bits. A word is 32 bytes, each four inputs of one plane in its low and four in its high half. The two
 // bytes of an int16 lane are planes 0 and 1 of one output (a pair), or one plane of two outputs (a single word): one bit has

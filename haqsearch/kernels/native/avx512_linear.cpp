@@ -1,4 +1,5 @@
-// Linear layers of few rows, bound by reading their weights: 1 to 4 bits each, packed densely, taken apart in registers.
+// Linear layers of few rows, bound by reading their weights: 2 to 4 bits each, packed densely, taken apart in registers.
+// 1 bit: see avx512_planes.cpp.
 //
 // A panel is 128 outputs. Its weights for four inputs are `Bits` words of 64 bytes: 16 lanes of four inputs, where every byte
 // holds the codes of several outputs side by side as fields. vpdpbusd takes a masked word as a sum of the field times its
@@ -11,6 +12,9 @@
 #include "packed_bits.h"
 
 namespace haq {
+
+OpPointer avx512_planes(const Codes& codes);
+
 namespace {
 
 constexpr int kOutputs = 128, kLanes = 16, kFields = 8;
@@ -23,7 +27,7 @@ inline __m512i broadcast(const uint8_t* from) {
   return _mm512_set1_epi32(four);
 }
 
-// The fields of a word below the top one. 1, 2 and 4 bits: as many as fit. 3 bits: two outputs' codes and, on top, the upper
+// The fields of a word below the top one. 2 and 4 bits: as many as fit. 3 bits: two outputs' codes and, on top, the upper
 // two bits of another; in the third word, the lowest bits of those two others instead.
 template <int Bits>
 struct Layout {
@@ -40,7 +44,7 @@ struct Layout<3> {
   static constexpr int mask(int, int field) { return field == 0 ? 0x07 : field == 1 ? 0x38 : 0x40; }
 };
 
-// The fields of one word of 1, 2 or 4 bits; sums holds them masked, then the whole word.
+// The fields of one word of 2 or 4 bits; sums holds them masked, then the whole word.
 template <int Bits>
 inline void split(const __m512i* sums, __m512i* fields) {
   constexpr int top = 8 / Bits - 1;
@@ -169,7 +173,7 @@ class Linear final : public Op {
   }
 
   const char* method() const override {
-    constexpr const char* names[] = {"", "avx512 vnni, 1-bit weights", "avx512 vnni, 2-bit weights",
+    constexpr const char* names[] = {"", "", "avx512 vnni, 2-bit weights",
                                      "avx512 vnni, 3-bit weights", "avx512 vnni, 4-bit weights"};
     return names[Bits];
   }
@@ -215,7 +219,7 @@ OpPointer avx512_linear(const ConvSpec& spec) {
   if (int64_t(spec.in_channels) * 255 * 255 > INT32_MAX || spec.out_channels < kOutputs) return nullptr;
   const Codes codes(spec);
   switch (codes.levels.bits) {
-    case 1: return std::make_unique<Linear<1>>(codes);
+    case 1: return avx512_planes(codes);
     case 2: return std::make_unique<Linear<2>>(codes);
     case 3: return std::make_unique<Linear<3>>(codes);
     case 4: return std::make_unique<Linear<4>>(codes);
