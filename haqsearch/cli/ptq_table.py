@@ -85,13 +85,13 @@ class Table:
         from haqsearch.cli.outcome import environment
         from haqsearch.evaluate import float_logits, score_logits
         from haqsearch.graph import trace
-        from haqsearch.ptq import activation_ranges, prepare, reconstruct, sequential
+        from haqsearch.ptq import activation_ranges, balance, prepare, reconstruct, sequential
 
         a = self.assembly
         recipe = a.recipe.model_copy(update={"ptq": type(a.recipe.ptq)()})
         graph = prepare(trace(a.network, a.splits.calibrate[0][:2], a.model_name))
         self.layers = [node.layer for node in graph.layers]
-        methods = [module.VERSION for module in (activation_ranges, reconstruct, sequential)]
+        methods = [module.VERSION for module in (activation_ranges, balance, reconstruct, sequential)]
         key = hashlib.sha256(f"{recipe.digest} {graph.digest} {methods}".encode()).hexdigest()[:16]
         self.environment = environment()
         self.content = self._found(key)

@@ -14,6 +14,7 @@ from haqsearch.graph import Graph, model_spec, trace
 from haqsearch.graph.plan import Plan, make_plan
 from haqsearch.graph.ranges import CalibratedRanges, calibrate
 from haqsearch.ptq.activation_ranges import OutputErrorFactors
+from haqsearch.ptq.balance import balanced
 from haqsearch.ptq.pipeline import Pipeline
 from haqsearch.ptq.sequential import reconstruct_in_order
 from haqsearch.qat import Finetuned
@@ -42,9 +43,22 @@ class Prepared:
         return lower(self.graph, policy, self.ranges, self.weight, self.plan, self.memo)
 
     def in_order(self, policy: Policy, inputs: Tensor, quick: bool = False) -> Prepared:
-        """The same network with the weights of ``policy`` reconstructed in network order from ``inputs`` (N, ...)."""
-        weights = reconstruct_in_order(self.graph, self.plan, policy, self.ranges, inputs, quick=quick)
-        return replace(self, weight=lambda layer, _: weights[layer], memo=Memo())
+        """The same network with the weights of ``policy`` reconstructed in network order from ``inputs`` (N, ...).
+
+        Unless ``quick``, channels of narrow activations are balanced first, which makes it another graph of the same function.
+        """
+        ready = self if quick else self._balanced(policy, inputs)
+        weights = reconstruct_in_order(ready.graph, ready.plan, policy, ready.ranges, inputs, quick=quick)
+        return replace(ready, weight=lambda layer, _: weights[layer], memo=Memo())
+
+    def _balanced(self, policy: Policy, inputs: Tensor) -> Prepared:
+        graph = balanced(self.graph, policy, inputs.split(_BATCH))
+        if graph is self.graph:
+            return self
+        ranges = calibrate(graph, inputs.split(_BATCH))
+        if isinstance(self.ranges.source, OutputErrorFactors):
+            ranges = ranges.chosen_by(OutputErrorFactors(graph, ranges, inputs))
+        return replace(self, graph=graph, plan=make_plan(graph), ranges=ranges)
 
     def finetuned(self, tuned: Finetuned) -> Prepared:
         """The same network as training left it: other parameters, their integer weights, moved activation scales."""

@@ -40,7 +40,9 @@ PTQ_STEPS: Mapping[str, PtqStep] = {
     "adaround": PtqStep("rounding", "covariance", "least error of the layer's output, rounding learned by gradient"),
     "bias_correct": PtqStep("correction", "mean", "the mean of each layer's output kept, over calibration data"),
     "bias_correct_norms": PtqStep("correction", "norms", "the same from the batch norms' statistics, without data"),
-    "in_order": PtqStep("policy", "inputs", "reconstruction in network order, on the quantized inputs"),
+    "in_order": PtqStep(
+        "policy", "inputs", "channels balanced, then reconstruction in network order, on the quantized inputs"
+    ),
 }
 PTQ_PRESETS: Mapping[str, tuple[str, ...]] = {
     "plain": ("fold_bn", "nearest"),
