@@ -36,7 +36,8 @@ struct Block {
   std::vector<int> widen;  // kBlocks: steps of each block
 };
 
-struct Tile {
+// Tiles of a panel that one call computes, of the same block.
+struct Tiles {
   const uint8_t* const* pixels;
   uint8_t* const* targets;
   std::ptrdiff_t from, to;  // bytes to the group's inputs, to the block's output
@@ -44,17 +45,21 @@ struct Tile {
   const int8_t* weights;
   const Requantizer* requantizer;
   int constants, count;  // index of the block's constants; channels to write
+  int tiles;
 };
 
 template <Kind kind, int Pixels, int Halves>
-void compute(const Tile& t) {
-  __m256i acc[Pixels][Halves];
-  accumulate<kind, Pixels, Halves>(t.pixels, t.from, t.run, t.end, t.weights,
-                                        t.requantizer->start(t.constants), acc);
-  t.requantizer->store_tile<Pixels, Halves>(t.targets, t.to, t.constants, t.count, acc);
+void compute(const Tiles& t) {
+  const uint8_t* const* pixels = t.pixels;
+  uint8_t* const* targets = t.targets;
+  for (int i = 0; i < t.tiles; ++i, pixels += Pixels, targets += Pixels) {
+    __m256i acc[Pixels][Halves];
+    accumulate<kind, Pixels, Halves>(pixels, t.from, t.run, t.end, t.weights, t.requantizer->start(t.constants), acc);
+    t.requantizer->store_tile<Pixels, Halves>(targets, t.to, t.constants, t.count, acc);
+  }
 }
 
-using Compute = void (*)(const Tile&);
+using Compute = void (*)(const Tiles&);
 
 template <Kind kind, int Halves>
 Compute compute_for(int pixels) {
@@ -295,19 +300,19 @@ class Conv final : public Op {
     for (size_t b = 0; b < blocks_.size(); ++b) {
       const Block& block = blocks_[b];
       if (!layout.direct && gathered != block.group) gather(layout, gathered = block.group, panel);
-      Tile tile;
-      tile.from = layout.direct ? block.group * s_.group_inputs() : 0;
-      tile.to = std::ptrdiff_t(block.channel) * (requantizer_->wide() ? 2 : 1);
-      tile.run = runs.run.data() + runs.first[b], tile.end = runs.run.data() + runs.first[b + 1];
-      tile.weights = block.weights;
-      tile.requantizer = requantizer_.get();
-      tile.constants = static_cast<int>(b) * kTileChannels, tile.count = block.count;
-      const Compute full = compute_for(block.kind, kTilePixels, block.count);
-      for (int i = 0; i < panel.count; i += kTilePixels) {
-        tile.pixels = (layout.direct ? panel.window : panel.gathered) + i, tile.targets = panel.target + i;
-        const int pixels = panel.count - i;
-        (pixels >= kTilePixels ? full : compute_for(block.kind, pixels, block.count))(tile);
-      }
+      Tiles tiles;
+      tiles.pixels = layout.direct ? panel.window : panel.gathered, tiles.targets = panel.target;
+      tiles.from = layout.direct ? block.group * s_.group_inputs() : 0;
+      tiles.to = std::ptrdiff_t(block.channel) * (requantizer_->wide() ? 2 : 1);
+      tiles.run = runs.run.data() + runs.first[b], tiles.end = runs.run.data() + runs.first[b + 1];
+      tiles.weights = block.weights;
+      tiles.requantizer = requantizer_.get();
+      tiles.constants = static_cast<int>(b) * kTileChannels, tiles.count = block.count;
+      tiles.tiles = panel.count / kTilePixels;
+      compute_for(block.kind, kTilePixels, block.count)(tiles);
+      const int left = panel.count % kTilePixels;
+      tiles.pixels += panel.count - left, tiles.targets += panel.count - left, tiles.tiles = 1;
+      if (left) compute_for(block.kind, left, block.count)(tiles);
     }
   }
 
