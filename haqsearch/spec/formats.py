@@ -163,12 +163,19 @@ class Format:
 
     @property
     def uses(self) -> tuple[str, ...]:
-        """Where it can be used: ``weights`` and ``activations`` of a searched network, ``tensors`` (every format)."""
+        """Where it can be used: ``weights`` and ``activations`` of a network's policy, ``tensors`` (every format).
+
+        Activations may be ``intN``, zero in the middle of their range; of values behind ReLU that wastes half of the codes,
+        so searches propose ``uintN``, which has a zero point for values of both signs.
+        """
         if self.is_float:
             return ("weights", "activations", "tensors")
         if not self.in_programs or self.computed_as.width not in _PROGRAM_WIDTHS:
             return ("tensors",)
-        return ("activations" if self.kind == "uint" else "weights", "tensors")
+        if self.kind == "uint":
+            return ("activations", "tensors")
+        signed = ("activations",) if self.kind == "int" and not self.granularity else ()
+        return ("weights", *signed, "tensors")
 
     @property
     def code_min(self) -> int:

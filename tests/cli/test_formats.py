@@ -58,7 +58,7 @@ def test_json_has_every_name(formats):
         "computed_as": "int8",
         "summary": KINDS["mxfp"].summary,
     }
-    assert found["int4"]["uses"] == ["weights", "tensors"] and found["int4"]["computed_as"] == "int4"
+    assert found["int4"]["uses"] == ["weights", "activations", "tensors"] and found["int4"]["computed_as"] == "int4"
     assert found["bfloat16"]["uses"] == ["tensors"] and found["bfloat16"]["computed_as"] is None
 
 
