@@ -9,8 +9,9 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from haqsearch.data import Splits
+from haqsearch.evaluate.metrics import in_batches
 from haqsearch.evaluate.weights import WeightBank
-from haqsearch.graph import Graph, model_spec, trace
+from haqsearch.graph import Graph, model_spec, run_float, trace
 from haqsearch.graph.plan import Plan, make_plan
 from haqsearch.graph.ranges import CalibratedRanges, calibrate
 from haqsearch.ptq.activation_ranges import OutputErrorFactors
@@ -19,7 +20,7 @@ from haqsearch.ptq.pipeline import Pipeline
 from haqsearch.ptq.sequential import reconstruct_in_order
 from haqsearch.qat import Finetuned
 from haqsearch.quant import QWeight
-from haqsearch.runtime import IntegerProgram, lower
+from haqsearch.runtime import IntegerProgram, lower, run_program
 from haqsearch.runtime.pieces import Memo
 from haqsearch.spec import Format, ModelSpec, Policy
 from haqsearch.spec.ptq import PTQ_PRESETS
@@ -45,11 +46,24 @@ class Prepared:
     def in_order(self, policy: Policy, inputs: Tensor, quick: bool = False) -> Prepared:
         """The same network with the weights of ``policy`` reconstructed in network order from ``inputs`` (N, ...).
 
-        Unless ``quick``, channels of narrow activations are balanced first, which makes it another graph of the same function.
+        Unless ``quick``, also with the channels of narrow activations balanced first, which is another graph of the same
+        function; of the two, the one whose outputs on ``inputs`` are nearer to the float network's.
         """
-        ready = self if quick else self._balanced(policy, inputs)
-        weights = reconstruct_in_order(ready.graph, ready.plan, policy, ready.ranges, inputs, quick=quick)
-        return replace(ready, weight=lambda layer, _: weights[layer], memo=Memo())
+        found = self._in_order(policy, inputs, quick)
+        other = self if quick else self._balanced(policy, inputs)
+        if other is self:
+            return found
+        return min(found, other._in_order(policy, inputs, quick), key=lambda one: one._change(policy, inputs))
+
+    def _in_order(self, policy: Policy, inputs: Tensor, quick: bool) -> Prepared:
+        weights = reconstruct_in_order(self.graph, self.plan, policy, self.ranges, inputs, quick=quick)
+        return replace(self, weight=lambda layer, _: weights[layer], memo=Memo())
+
+    def _change(self, policy: Policy, inputs: Tensor) -> float:
+        """Mean squared difference of the integer program's outputs on ``inputs`` and the float network's."""
+        program = self.lower(policy)
+        change = in_batches(lambda x: run_program(program, x) - run_float(self.graph, x), inputs)
+        return float(change.double().square().mean())
 
     def _balanced(self, policy: Policy, inputs: Tensor) -> Prepared:
         graph = balanced(self.graph, policy, inputs.split(_BATCH))

@@ -41,7 +41,7 @@ PTQ_STEPS: Mapping[str, PtqStep] = {
     "bias_correct": PtqStep("correction", "mean", "the mean of each layer's output kept, over calibration data"),
     "bias_correct_norms": PtqStep("correction", "norms", "the same from the batch norms' statistics, without data"),
     "in_order": PtqStep(
-        "policy", "inputs", "channels balanced, then reconstruction in network order, on the quantized inputs"
+        "policy", "inputs", "reconstruction in network order, on the quantized inputs; channels balanced where it helps"
     ),
 }
 PTQ_PRESETS: Mapping[str, tuple[str, ...]] = {
