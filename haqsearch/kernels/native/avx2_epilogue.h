@@ -53,7 +53,7 @@ class Requantizer {
   // multiple of 16), whose first code goes to targets[p] + to.
   template <int Pixels, int Halves>
   inline __attribute__((always_inline)) void store_tile(uint8_t* const* targets, std::ptrdiff_t to, int channel, int count,
-                                                        const __m256i (&acc)[Pixels][Halves]) const {
+                                                        __m256i (&acc)[Pixels][Halves]) const {
     if (__builtin_expect(!quick_, 0)) {
       __m256i copy[Pixels][Halves];  // of acc, which can stay in registers then
       for (int p = 0; p < Pixels; ++p)
@@ -61,6 +61,12 @@ class Requantizer {
       return store_pixels(targets, to, channel, count, &copy[0][0], Pixels, Halves);
     }
     const TileConstants& constants = tiles_[static_cast<size_t>(channel) / 16];
+    if (constants.shifts_up) {
+#pragma GCC unroll 6
+      for (int p = 0; p < Pixels; ++p)
+#pragma GCC unroll 2
+        for (int h = 0; h < Halves; ++h) acc[p][h] = _mm256_sllv_epi32(acc[p][h], load(constants.up + 8 * h));
+    }
     const __m256i low = _mm256_broadcastsi128_si256(low_), high = _mm256_broadcastsi128_si256(high_);
     // a lane's channels 0 2 1 3 put in order, then lanes undone
     const __m256i fours = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15));
@@ -136,10 +142,11 @@ class Requantizer {
 
   // Of sixteen channels, for sums that begin with what of the offset is a multiple of the multiplier. What is left of it is half
   // a unit of the result, which can wait for the upper dword: floor((x + 2^(d - 1 + 32)) / 2^(d + 32)) is
-  // floor((floor(x / 2^32) + 2^(d - 1)) / 2^d). So can the zero point.
+  // floor((floor(x / 2^32) + 2^(d - 1)) / 2^d). So can the zero point. Sums of a shift below 33 are shifted up first.
   struct alignas(32) TileConstants {
-    int32_t start[16] = {}, multiplier[16] = {}, odd_multiplier[16] = {};
+    int32_t start[16] = {}, multiplier[16] = {}, odd_multiplier[16] = {}, up[16] = {};
     int32_t rest[16] = {}, down[16] = {};  // fours as channels 0 2 1 3, as the upper dwords come
+    bool shifts_up = false;
 
     __m256i scale(__m256i acc, int first) const {
       const __m256i even = _mm256_mul_epi32(acc, load(multiplier + first));
@@ -150,14 +157,16 @@ class Requantizer {
 
     // Whether channel `n` of the epilogue, lane n % 16, can be done so.
     bool set(const Epilogue& e, int n, int64_t bound, int doublings) {
-      const int shift = e.shift[n] + doublings - 32, lane = n % 16;
-      if (shift < 1 || shift > 29) return false;
+      const int lane = n % 16, above = e.shift[n] + doublings - 32, left_shift = std::max(0, 1 - above);
+      const int shift = above + left_shift;
+      if (shift > 29 || doublings + left_shift > 30) return false;
       const int64_t half = int64_t(1) << (e.shift[n] - 1), whole = e.offset[n] - half, m = e.multiplier[n];
       const int64_t left = int64_t(e.zero_point) * (int64_t(1) << shift) + (int64_t(1) << (shift - 1));
       if (m ? whole % m != 0 : whole != 0) return false;
-      const int64_t first = m ? whole / m : 0, room = INT32_MAX >> doublings;
+      const int64_t first = m ? whole / m : 0, room = INT32_MAX >> (doublings + left_shift);
       if (std::abs(first) > room - bound || std::abs(left) >= 1 << 30) return false;
       start[lane] = static_cast<int32_t>(first * (1 << doublings));
+      up[lane] = left_shift, shifts_up = shifts_up || left_shift;
       multiplier[lane] = e.multiplier[n];
       if (lane % 2 == 1) odd_multiplier[lane - 1] = e.multiplier[n];
       const int place = lane / 4 * 4 + lane % 2 * 2 + lane % 4 / 2;
