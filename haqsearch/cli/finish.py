@@ -108,7 +108,9 @@ class Finisher:
         start = time.perf_counter()
         graph, ranges = prepared.graph, prepared.ranges
         weights = {layer.layer: prepared.weight(layer.layer, policy[layer.layer].weight) for layer in graph.layers}
-        file = self.folder / "qat" / f"{policy.digest}-{steps}-{qat.batch}-{qat.learning_rate}.safetensors"
+        # The program it starts from is in the name: by another method, ranges and weights to start from are others.
+        begun = prepared.lower(policy).digest
+        file = self.folder / "qat" / f"{policy.digest}-{begun}-{steps}-{qat.batch}-{qat.learning_rate}.safetensors"
         if file.is_file():
             tuned = load_finetuned(file, graph, weights)
         else:

@@ -23,6 +23,7 @@ residual stream and as the input of a narrower layer, is computed as the stream 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -101,25 +102,24 @@ class IntegerProgram:
                 total += 2**format.width if format.kind == "kmeans" else 0
         return total
 
+    @property
+    def digest(self) -> str:
+        """16 hexadecimal digits of the operations, every value's format and scale, and every constant's bytes."""
+        content = hashlib.sha256(json.dumps(_to_json(self), sort_keys=True, default=str).encode())
+        for key in sorted(self.constants):
+            tensor = self.constants[key].contiguous()
+            content.update(f"{key}{tuple(tensor.shape)}{tensor.dtype}".encode())
+            content.update(tensor.numpy().tobytes())
+        return content.hexdigest()[:16]
+
 
 def save_program(program: IntegerProgram, path: Path, metadata: Mapping[str, str] | None = None) -> None:
     """Write ``program`` as one safetensors file: constants as tensors, the rest as JSON in its metadata. Atomic."""
     from safetensors.torch import save_file
 
-    content = {
-        "schema_version": SCHEMA_VERSION,
-        "name": program.name,
-        "input": program.input,
-        "output": program.output,
-        "tensors": [{**asdict(info), "format": str(info.format)} for info in program.tensors.values()],
-        "instructions": [
-            {**asdict(i), "weight_format": str(i.weight_format) if i.weight_format else None}
-            for i in program.instructions
-        ],
-    }
     tensors = {key: value.contiguous() for key, value in program.constants.items()}
     with replacing(path) as temporary:
-        save_file(tensors, str(temporary), {**(metadata or {}), "integer_program": json.dumps(content)})
+        save_file(tensors, str(temporary), {**(metadata or {}), "integer_program": json.dumps(_to_json(program))})
 
 
 def load_program(path: Path) -> IntegerProgram:
@@ -149,6 +149,20 @@ def load_program(path: Path) -> IntegerProgram:
     except (AttributeError, IndexError, KeyError, PolicyError, TypeError, ValueError) as error:
         raise ModelError(f"{path}: its integer program is damaged ({type(error).__name__}: {error})") from error
     return program
+
+
+def _to_json(program: IntegerProgram) -> dict[str, Any]:
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "name": program.name,
+        "input": program.input,
+        "output": program.output,
+        "tensors": [{**asdict(info), "format": str(info.format)} for info in program.tensors.values()],
+        "instructions": [
+            {**asdict(i), "weight_format": str(i.weight_format) if i.weight_format else None}
+            for i in program.instructions
+        ],
+    }
 
 
 def _from_json(content: Any, constants: Mapping[str, Tensor]) -> IntegerProgram:

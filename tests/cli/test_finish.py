@@ -83,3 +83,15 @@ def test_a_run_records_every_rung_of_its_finish(finished):
     assert (best["policy_digest"], best["fidelity"]) == (summary["policy_digest"], summary["fidelity"])
     assert summary["ended"]["by"] == "max_evaluations"
     assert summary["ladder"] is None and summary["pruned_evaluations"] == 0
+
+
+def test_what_was_trained_from_other_weights_is_trained_again(finisher):
+    first, _ = finisher("plain", 1)
+    (policy,) = policies(first, 1)
+    first.climbed([policy])
+    again, said = finisher("plain", 1)
+    again.climbed([policy])
+    assert not said
+    other, said = finisher("accurate", 1)  # the same policy in the same folder, rounded by another method
+    other.climbed([policy])
+    assert sum("fine-tuning" in text for text in said) == 1

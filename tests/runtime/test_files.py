@@ -26,8 +26,19 @@ def test_what_is_saved_is_what_is_loaded(name, tmp_path):
     assert loaded.constants.keys() == program.constants.keys()
     assert all(value.dtype == loaded.constants[key].dtype for key, value in program.constants.items())
     assert loaded.weight_bytes == program.weight_bytes
+    assert loaded.digest == program.digest
     with safe_open(str(tmp_path / "p.safetensors"), framework="pt") as file:
         assert file.metadata()["who"] == "me"
+
+
+def test_a_digest_tells_programs_apart_by_one_code_of_one_weight():
+    program = small("perceptron").lower(random_policy(small("perceptron"), 4))
+    before = program.digest
+    key = next(key for key in program.constants if key.endswith(".weight"))
+    program.constants[key].view(-1)[0] ^= 1
+    assert program.digest != before
+    program.constants[key].view(-1)[0] ^= 1
+    assert program.digest == before
 
 
 def test_weights_are_counted_densely_packed():
