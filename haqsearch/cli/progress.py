@@ -17,7 +17,7 @@ class Progress:
 
     def __init__(self, max_evaluations: int) -> None:
         self.max_evaluations = max_evaluations
-        self.done_here = 0
+        self.done_here, self.seconds = 0, 0.0
         self.last = -_PLAIN_SECONDS
         self.live: Any = None
         self.task: Any = None
@@ -42,6 +42,9 @@ class Progress:
             print(text, flush=True)
 
     def on_event(self, event: Event) -> None:
+        if event.seconds < self.seconds:  # a second search has begun, with a pace of its own
+            self.done_here = 0
+        self.seconds = event.seconds
         self.done_here += 1
         rate = self.done_here / max(event.seconds, 1e-9)
         left = (event.max_evaluations - event.evaluations) / max(rate, 1e-9)
@@ -58,7 +61,7 @@ class Progress:
         if self.live is not None:
             if self.task is None:
                 self.task = self.live.add_task(line, total=self.max_evaluations)
-            self.live.update(self.task, description=line, completed=event.evaluations)
+            self.live.update(self.task, description=line, completed=event.evaluations, total=event.max_evaluations)
         elif time.monotonic() - self.last >= _PLAIN_SECONDS or event.evaluations == event.max_evaluations:
             self.last = time.monotonic()
             print(line, flush=True)
