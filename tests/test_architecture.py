@@ -28,7 +28,7 @@ ROOMS: dict[str, set[str]] = {
     "calibrate": {"quant"},
     "kernels": {"quant"},
     "graph": {"quant", "calibrate"},
-    "ptq": {"graph", "calibrate", "quant"},
+    "ptq": {"graph", "calibrate", "kernels", "quant"},  # kernels: rounding natively
     "qat": {"graph", "calibrate", "quant", "data"},  # data: the splits it trains on
     "runtime": {"graph", "kernels", "quant"},
     "evaluate": {"ptq", "qat", "runtime", "graph", "kernels", "calibrate", "quant", "data"},

@@ -3,10 +3,9 @@
 Quantizing a layer changes its output by (W - W_q) x. Over calibration data, with the bias corrected for the mean
 [Nagel et al. 2019, 1906.04721, section 4.2], the mean squared change of output channel n is e_n C e_n', with e = W - W_q and
 C the covariance of the layer's inputs - the objective of AdaRound [Nagel et al. 2020, 2004.10568, eq. 15], which needs no
-data once C is known. It is minimised over the codes by cyclic coordinate descent: with the others fixed, the best code of
-one weight is a rounding [QuantEase, Behdin et al. 2023, 2309.01885, lemma 1]; all output channels move at once. Between
-sweeps the scale of each channel is set to its least-squares value. The outcome depends on the layer and the format alone:
-prepared once, a policy costs one forward pass as before.
+data once C is known. It is minimised over the codes by cyclic coordinate descent (``descent.py``). Between sweeps the scale of
+each channel is set to its least-squares value. The outcome depends on the layer and the format alone: prepared once, a policy
+costs one forward pass as before.
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from haqsearch.graph import Graph, Node, run_float
+from haqsearch.ptq.descent import descend
 from haqsearch.quant import QWeight, quantize_weight
-from haqsearch.quant.grid import Grid
 from haqsearch.spec import Format
 
 VERSION = 1
@@ -81,7 +80,10 @@ class StatisticsCollector:
     def statistics(self) -> dict[str, InputStatistics]:
         """By layer name, of what was seen so far."""
         found = {}
+        nodes = {node.layer: node for nodes in self.readers.values() for node in nodes}
         for name, (total, square, count) in self.sums.items():
+            order = row_order(self.graph.parameters[nodes[name].weight])
+            total, square = total[:, order], square[:, order][:, :, order]
             mean = total / count
             found[name] = InputStatistics(mean, square / count - mean[:, :, None] * mean[:, None, :])
         return found
@@ -99,8 +101,11 @@ def input_statistics(graph: Graph, batches: Iterable[Tensor], seed: int = 0) -> 
 def layer_rows(
     layer: Node, weight: Tensor, x: Tensor, generator: torch.Generator, positions: int = POSITIONS
 ) -> Tensor:
-    """Inputs of ``layer`` as rows (G, rows, K) in the order of its flattened weights, at ``positions`` of every sample's
-    output, drawn from ``generator``."""
+    """Inputs of ``layer`` as rows (G, rows, K) at ``positions`` of every sample's output, drawn from ``generator``.
+
+    A row goes over the kernel's places first, then over the channels: ``row_order`` brings what is made of rows into the order of
+    flattened weights.
+    """
     if layer.op == "linear":
         return x.reshape(1, -1, x.shape[-1])
     at, groups = layer.attributes, layer.attributes["groups"]
@@ -112,12 +117,21 @@ def layer_rows(
         )
     )
     chosen = torch.randperm(height * width, generator=generator)[:positions]
-    # Only the patches that were drawn are cut out: unfolding all of them takes longer than everything done with them.
+    # Only the patches that were drawn are cut out, and all channels of a place at once: that is much of the time otherwise.
     row = (chosen // width * up)[:, None, None] + (torch.arange(weight.shape[2]) * down)[:, None]
     column = (chosen % width * left)[:, None, None] + torch.arange(weight.shape[3]) * across
-    patches = F.pad(x, (wide, wide, high, high))[:, :, row, column]  # (B, C, positions, kh, kw)
-    rows = patches.transpose(1, 2).reshape(len(x), len(chosen), groups, -1)
-    return rows.permute(2, 0, 1, 3).reshape(groups, -1, rows.shape[3])
+    places = F.pad(x, (wide, wide, high, high)).permute(0, 2, 3, 1).flatten(1, 2)  # (B, H * W, C)
+    patches = places.index_select(1, (row * (x.shape[3] + 2 * wide) + column).flatten())
+    rows = patches.reshape(len(x) * len(chosen), -1, groups, weight.shape[1])
+    return rows.permute(2, 0, 1, 3).reshape(groups, len(rows), -1)
+
+
+def row_order(weight: Tensor) -> Tensor:
+    """Where in a row of ``layer_rows`` each of a layer's flattened weights (K,) has its input."""
+    if weight.dim() == 2:
+        return torch.arange(weight.shape[1])
+    channels, *kernel = weight.shape[1:]
+    return torch.arange(channels * kernel[0] * kernel[1]).reshape(-1, channels).T.flatten()
 
 
 def output_rows(layer: Node, y: Tensor, generator: torch.Generator, positions: int = POSITIONS) -> Tensor:
@@ -160,7 +174,7 @@ def reconstruct_weight(
     grid = nearest.grid.reshaped(*rows.shape).repeated(1, len(starts), 1)
     codes = grid.snap(many / scale[..., None])
     for _ in range(effort.scales):
-        codes = _descend(many, codes, scale, moments, grid, effort.sweeps)
+        codes = descend(many, codes, scale, moments, grid, effort.sweeps)
         if shared:
             break
         product = codes @ moments
@@ -179,26 +193,6 @@ def reconstruct_weight(
         scale=scale.reshape(-1).float(),
         bias_correction=correction if has_bias else None,
     )
-
-
-def _descend(rows: Tensor, codes: Tensor, scale: Tensor, covariance: Tensor, grid: Grid, sweeps: int) -> Tensor:
-    """Codes (G, N, K) of ``grid`` after ``sweeps`` of coordinate descent at a fixed scale (G, N)."""
-    codes = codes.clone()
-    error = rows - codes * scale[..., None]
-    slope = error @ covariance
-    variance = covariance.diagonal(dim1=1, dim2=2)
-    for _ in range(sweeps):
-        before = codes.clone()
-        for k in range(rows.shape[2]):
-            wanted = rows[:, :, k] - error[:, :, k] + slope[:, :, k] / variance[:, k, None]
-            code = grid[:, :, k].snap(wanted / scale)
-            moved = (codes[:, :, k] - code) * scale
-            codes[:, :, k] = code
-            error[:, :, k] += moved
-            slope += moved[..., None] * covariance[:, None, k, :]
-        if torch.equal(codes, before):
-            break
-    return codes
 
 
 def _error(rows: Tensor, codes: Tensor, scale: Tensor, covariance: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ from haqsearch.ptq.reconstruct import (
     layer_rows,
     output_rows,
     reconstruct_weight,
+    row_order,
 )
 from haqsearch.quant import QWeight
 from haqsearch.spec import Policy
@@ -146,7 +147,11 @@ class _Walk:
             parts = (x.sum(1), y.sum(1), z.sum(1), *(v.transpose(1, 2) @ y for v in (x, y, z)))
             sums = [total + part.double() for total, part in zip(sums, parts, strict=True)]
             count += x.shape[1]
-        mean_x, mean_y, mean_z, cross, square, lost_cross = (total / count for total in sums)
+        order = row_order(weight)
+        mean_x, mean_y, mean_z, *products = (total / count for total in sums)
+        mean_x, mean_y = mean_x[:, order], mean_y[:, order]
+        cross, square, lost_cross = (product[..., order] for product in products)
+        cross, square = cross[:, order], square[:, order]
         if node.bias:
             cross = cross - mean_x[:, :, None] * mean_y[:, None, :]
             square = square - mean_y[:, :, None] * mean_y[:, None, :]

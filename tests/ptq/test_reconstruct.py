@@ -19,6 +19,7 @@ from haqsearch.ptq.reconstruct import (
     input_statistics,
     layer_rows,
     reconstruct_weight,
+    row_order,
 )
 from haqsearch.quant import quantize_weight
 from haqsearch.spec import Format, Policy
@@ -286,6 +287,7 @@ def test_rows_of_a_convolution_are_its_patches_at_drawn_positions(kernel, stride
     drawn = layer_rows(layer, model.weight.detach(), x, torch.Generator().manual_seed(seed), positions=5)
     positions = outputs.shape[0] // 3
     assert drawn.shape[1] == 3 * min(5, positions)
+    drawn = drawn[:, :, row_order(model.weight)]
     products = torch.einsum("grk,gnk->rgn", drawn, model.weight.detach().reshape(groups, 8 // groups, -1))
     chosen = torch.randperm(positions, generator=torch.Generator().manual_seed(seed))[:5]
     wanted = outputs.reshape(3, positions, groups, -1)[:, chosen].reshape(products.shape)

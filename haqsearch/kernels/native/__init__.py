@@ -5,6 +5,7 @@ kernels.h    one table an instruction set; to add one: a file with its table, an
 portable     plain C++;  avx2, avx512 (VNNI), neon: SIMD
 executor     a whole network in C++: planned memory, threads
 network.py   what the executor is told, from Python
+descent      no operator of a network: rounding its weights (haqsearch/ptq/descent.py)
 
 The functions below are the operators of ``haqsearch.kernels.schema``, one at a time, on tensors in torch's layout; they
 convert at each end. ``haqsearch.runtime`` runs whole programs without converting in between.
@@ -53,6 +54,23 @@ def read_rate(x: Tensor, runs: int = 20) -> float:
     """Most bytes a second (1e9) at which one core reads ``x`` from end to end, time and again."""
     size = x.numel() * x.element_size()
     return max(size / _native.read_memory(x.data_ptr(), size)[0] / 1e9 for _ in range(runs))
+
+
+def descend(
+    codes: Tensor, error: Tensor, slope: Tensor, rows: Tensor, scale: Tensor, covariance: Tensor, bounds: tuple[int, int],
+    levels: Tensor | None, step: Tensor | None, sweeps: int,
+) -> None:  # fmt: skip
+    """``haqsearch.ptq.descent`` on the codes (G, N, K) in place, with the error and slope that go with them; all float64.
+
+    ``levels`` and ``step`` as of a ``Grid``; without levels the integers within ``bounds``. On torch's number of threads.
+    """
+    none = codes.new_empty(0)
+    between = none if levels is None else (levels[:-1] + levels[1:]) / 2
+    rows, scale, covariance = rows.contiguous(), scale.contiguous(), covariance.contiguous()
+    levels, step = (none if t is None else t.contiguous() for t in (levels, step))
+    low, high = map(float, bounds)
+    _native.descend(codes, error, slope, rows, scale, covariance, low, high, levels, between, step, sweeps,
+                    torch.get_num_threads())  # fmt: skip
 
 
 def epilogue(
@@ -235,6 +253,7 @@ __all__ = [
     "conv2d",
     "conv_op",
     "copy_op",
+    "descend",
     "epilogue",
     "flatten_op",
     "isa",

@@ -11,6 +11,7 @@
 #include <chrono>
 #include <stdexcept>
 
+#include "descent.h"
 #include "executor.h"
 #include "kernels.h"
 #include "peak.h"
@@ -104,6 +105,28 @@ std::pair<double, uint64_t> read_memory(uintptr_t address, int64_t bytes) {
   return {seconds, sums[0]};
 }
 
+using Doubles = nb::ndarray<double, nb::c_contig, nb::device::cpu>;
+
+// `grid`: the lowest and the highest level, or all of them; `step` empty for 1 everywhere.
+void coordinate_descent(const Doubles& codes, const Doubles& error, const Doubles& slope, const Doubles& rows, const Doubles& scale,
+                        const Doubles& covariance, double low, double high, const Doubles& levels, const Doubles& middles,
+                        const Doubles& step, int sweeps, int threads) {
+  if (codes.ndim() != 3) throw std::invalid_argument("codes are (G, N, K)");
+  const size_t groups = codes.shape(0), channels = codes.shape(1), inputs = codes.shape(2), size = codes.size();
+  if (error.size() != size || slope.size() != size || rows.size() != size || scale.size() != groups * channels ||
+      covariance.size() != groups * inputs * inputs || (step.size() && step.size() != size) ||
+      (levels.size() && middles.size() + 1 != levels.size()))
+    throw std::invalid_argument("the arrays of a descent do not belong together");
+  Descent d{};
+  d.groups = groups, d.channels = channels, d.inputs = inputs;
+  d.codes = codes.data(), d.error = error.data(), d.slope = slope.data(), d.rows = rows.data(), d.scale = scale.data();
+  d.covariance = covariance.data(), d.step = step.size() ? step.data() : nullptr;
+  d.low = low, d.high = high, d.level_count = levels.size();
+  d.levels = levels.size() ? levels.data() : nullptr, d.middles = middles.data();
+  nb::gil_scoped_release release;
+  descend(d, sweeps, threads);
+}
+
 Tensor tensor(const Ints& shape, const Ints& border, int bytes, int fill, bool planar,
               int64_t offset, int64_t stride) {
   Tensor t{shape.at(0), shape.at(1), shape.at(2), border.at(0), border.at(1), border.at(2), border.at(3), bytes, fill, planar};
@@ -139,6 +162,7 @@ NB_MODULE(_native, m) {
     return std::shared_ptr<Op>(e ? make_average(s, isa) : make_maximum(s, isa));
   }, nb::arg(), nb::arg(), nb::arg().none(), nb::arg());
   m.def("peaks", &peaks, nb::call_guard<nb::gil_scoped_release>());
+  m.def("descend", &coordinate_descent);
   m.def("read_memory", &read_memory, nb::call_guard<nb::gil_scoped_release>());
   m.def("copy", [] { return std::shared_ptr<Op>(make_copy()); });
   m.def("flatten", [] { return std::shared_ptr<Op>(make_flatten()); });
