@@ -3,9 +3,8 @@
 Quantizing a layer changes its output by (W - W_q) x. Over calibration data, with the bias corrected for the mean
 [Nagel et al. 2019, 1906.04721, section 4.2], the mean squared change of output channel n is e_n C e_n', with e = W - W_q and
 C the covariance of the layer's inputs - the objective of AdaRound [Nagel et al. 2020, 2004.10568, eq. 15], which needs no
-data once C is known. It is minimised over the codes by cyclic coordinate descent (``descent.py``). Between sweeps the scale of
-each channel is set to its least-squares value. The outcome depends on the layer and the format alone: prepared once, a policy
-costs one forward pass as before.
+data once C is known. It is minimised over the codes (``lattice.py``) and over the scale of each channel in turns, the scale by
+least squares. The outcome depends on the layer and the format alone: prepared once, a policy costs one forward pass as before.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from haqsearch.graph import Graph, Node, run_float
-from haqsearch.ptq.descent import descend
+from haqsearch.ptq.lattice import descend, nearest_plane
 from haqsearch.quant import QWeight, quantize_weight
 from haqsearch.spec import Format
 
-VERSION = 1
+VERSION = 2
 """Of the method: weights made by another version are made again."""
 
 POSITIONS = 64  # output positions per image that enter the covariance: neighbours tell little new
@@ -42,10 +41,10 @@ class Effort:
 
     sweeps: int = 6
     scales: int = 4
-    starts: tuple[float, ...] = (0.8, 0.9, 1.0, 1.15)
+    starts: tuple[float, ...] = (0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15, 1.2)
 
 
-THOROUGH, QUICK = Effort(), Effort(sweeps=2, scales=2, starts=(1.0,))
+THOROUGH, QUICK = Effort(), Effort(starts=(0.8, 0.9, 1.0, 1.15))
 
 
 @dataclass(frozen=True)
@@ -172,7 +171,7 @@ def reconstruct_weight(
     many = rows.repeat(1, len(starts), 1)
     scale = torch.cat([first * start for start in starts], 1)
     grid = nearest.grid.reshaped(*rows.shape).repeated(1, len(starts), 1)
-    codes = grid.snap(many / scale[..., None])
+    codes = nearest_plane(many, scale, moments, grid)
     for _ in range(effort.scales):
         codes = descend(many, codes, scale, moments, grid, effort.sweeps)
         if shared:

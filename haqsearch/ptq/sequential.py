@@ -38,7 +38,7 @@ from haqsearch.ptq.reconstruct import (
 from haqsearch.quant import QWeight
 from haqsearch.spec import Policy
 
-VERSION = 2
+VERSION = 3
 """Of the method: figures of another version are measured again."""
 
 _BATCH = 128

@@ -5,7 +5,7 @@ kernels.h    one table an instruction set; to add one: a file with its table, an
 portable     plain C++;  avx2, avx512 (VNNI), neon: SIMD
 executor     a whole network in C++: planned memory, threads
 network.py   what the executor is told, from Python
-descent      no operator of a network: rounding its weights (haqsearch/ptq/descent.py)
+descent      no operator of a network: rounding its weights (haqsearch/ptq/lattice.py)
 
 The functions below are the operators of ``haqsearch.kernels.schema``, one at a time, on tensors in torch's layout; they
 convert at each end. ``haqsearch.runtime`` runs whole programs without converting in between.
@@ -60,7 +60,7 @@ def descend(
     codes: Tensor, error: Tensor, slope: Tensor, rows: Tensor, scale: Tensor, covariance: Tensor, bounds: tuple[int, int],
     levels: Tensor | None, step: Tensor | None, sweeps: int,
 ) -> None:  # fmt: skip
-    """``haqsearch.ptq.descent`` on the codes (G, N, K) in place, with the error and slope that go with them; all float64.
+    """``haqsearch.ptq.lattice`` on the codes (G, N, K) in place, with the error and slope that go with them; all float64.
 
     ``levels`` and ``step`` as of a ``Grid``; without levels the integers within ``bounds``. On torch's number of threads.
     """

@@ -1,4 +1,4 @@
-// Coordinate descent over the codes of a layer's weights, for haqsearch/ptq/descent.py, which says what is minimised.
+// Coordinate descent over the codes of a layer's weights, for haqsearch/ptq/lattice.py, which says what is minimised.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-"""Native coordinate descent equals the one in torch, to the last bit."""
+"""Codes near in the sense of the layer's output; native coordinate descent equals the one in torch, to the last bit."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from haqsearch.ptq.descent import descend, in_torch
+from haqsearch.ptq.lattice import descend, in_torch, nearest_plane
 from haqsearch.quant import quantize_weight
+from haqsearch.quant.grid import Grid
 from haqsearch.spec import Format
 
 pytest.importorskip("haqsearch.kernels.native", reason="the native kernels are not built")
@@ -64,3 +65,37 @@ def test_arrays_that_do_not_belong_together_are_refused():
     rows, codes, scale, covariance, _ = problem((1, 2, 3), "int3", 0, False)
     with pytest.raises(ValueError, match="belong together"):
         native.descend(codes, codes.clone(), codes.clone(), rows, scale, covariance[:, :2], (-3, 3), None, None, 1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(shapes, st.integers(0, 10_000), st.booleans())
+def test_the_nearest_plane_keeps_babais_bound(shape, seed, twins):
+    """e C e' <= sum_k (V_kk scale / 2) ** 2 with C = V V', V upper triangular in the order of decision, if no code is clamped."""
+    rows, _, scale, covariance, _ = problem(shape, "int8", seed, twins)
+    change = rows - nearest_plane(rows, scale, covariance, Grid(-(10**6), 10**6)) * scale[..., None]
+    error = ((change @ covariance) * change).sum(2)
+    for group, matrix in enumerate(covariance):
+        order = matrix.diagonal().argsort(descending=True, stable=True)
+        upper = torch.linalg.cholesky(matrix[order][:, order].flip(0, 1)).flip(0, 1)
+        bound = (upper.diagonal() ** 2).sum() * scale[group] ** 2 / 4
+        assert bool((error[group] <= bound * (1 + 1e-6)).all())
+
+
+@settings(max_examples=40, deadline=None)
+@given(shapes, st.sampled_from(FORMATS), st.integers(0, 10_000))
+def test_inputs_that_have_nothing_in_common_are_rounded_to_nearest(shape, format, seed):
+    rows, _, scale, covariance, grid = problem(shape, format, seed, False)
+    alone = torch.diag_embed(covariance.diagonal(dim1=1, dim2=2))
+    assert torch.equal(nearest_plane(rows, scale, alone, grid), grid.snap(rows / scale[..., None]))
+
+
+def test_what_is_not_positive_definite_has_defined_codes():
+    """Sums of float32 may leave a covariance a little below it; and inputs may all be zero."""
+    rows, _, scale, _, grid = problem((3, 4, 6), "int3", 1, False)
+    column = torch.arange(1.0, 7.0, dtype=torch.float64)
+    singular = torch.stack(
+        [torch.outer(column, column) - 1e-6 * torch.eye(6), torch.zeros(6, 6), torch.eye(6)]
+    ).double()
+    codes = nearest_plane(rows, scale, singular, grid)
+    assert bool(codes.isfinite().all()) and bool((codes.abs() <= 3).all())
+    assert torch.equal(codes[2], grid.snap(rows[2] / scale[2][:, None]))
