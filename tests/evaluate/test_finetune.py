@@ -123,6 +123,8 @@ def test_fake_quantization_is_quantization_with_a_straight_gradient():
     x = torch.linspace(-3, 4, 141, requires_grad=True)
     y = fake_quantize(x, params)
     assert torch.equal(y.detach(), dequantize(quantize(x.detach(), params), params))
+    with torch.no_grad():
+        assert torch.equal(fake_quantize(x, params), y)
     y.sum().backward()
     low, high = -5 * 0.25, 10 * 0.25
     inside = (x > low + 0.2) & (x < high - 0.2)
