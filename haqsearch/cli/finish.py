@@ -63,24 +63,22 @@ class Finisher:
     def climbed(self, policies: Sequence[Policy]) -> list[Candidate]:
         """Successive halving of ``policies``, best first: everything that was made of them on the way.
 
-        All are rounded. Where that is a rounding of their own (``in_order``), the better half goes on, at least two; else
-        all do, for the search has scored them so. If several go on, each is fine-tuned for a quarter of the steps, and the
-        best of these in full. Thus one policy is simply trained in full; two get the short fine-tune, and the better one the
-        full; of four, rounded in network order, two get the short one. Without training (``qat.candidates = 0``) all are
-        rounded and that is all. A short fine-tune has a schedule of its own, from which the full one could not go on: that
-        starts afresh.
+        All are rounded, and the best ``qat.candidates`` of them go on. If several do, each is fine-tuned for a quarter of the
+        steps, and the best of these in full; a single one is trained in full at once. Without training (``qat.candidates = 0``)
+        rounding is all. A short fine-tune has a schedule of its own, from which the full one could not go on: that starts
+        afresh.
 
-        Two, because rounding says less of training than a short training does. Ten policies of digits_cnn, the best of a
-        search at 0.45 of int8's latency: Spearman's rho with the full fine-tune is 0.44 for the rounded, 0.72 for the short.
+        Two by default, because rounding says less of training than a short training does. Ten policies of digits_cnn, the best
+        of a search at 0.45 of int8's latency: Spearman's rho with the full fine-tune is 0.44 for the rounded, 0.72 for the short.
         """
         qat = self.assembly.recipe.qat
         names = {policy.digest: f"{number} of {len(policies)}" for number, policy in enumerate(policies, 1)}
         made = [self.rounded(policy, names[policy.digest]) for policy in policies]
         if not qat.candidates:
             return made
-        left = sorted(made, key=self.score, reverse=True)  # stable: among equals the search's order holds
-        if "in_order" in self.assembly.recipe.ptq.pipeline:
-            left = left[: max((len(left) + 1) // 2, 2)]
+        left = sorted(made, key=self.score, reverse=True)[
+            : qat.candidates
+        ]  # stable: among equals the search's order holds
         if len(left) > 1:
             self.say(f"{len(left)} of {len(policies)} policies get a short fine-tune")
             steps = max(qat.steps // SHORT, 1)

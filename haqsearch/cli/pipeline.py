@@ -257,7 +257,9 @@ class Run:
         from haqsearch.search.refine import leading
 
         recipe = self.assembly.recipe
-        chosen = [r.policy for r in leading(second or records)[: max(recipe.qat.candidates, 1)]]
+        rounded_anew = "in_order" in recipe.ptq.pipeline
+        count = max(recipe.qat.candidates, recipe.ptq.finalists if rounded_anew else 1)
+        chosen = [r.policy for r in leading(second or records)[:count]]
         baseline = best_of([r for r in records if r.source == "uniform"])
         with self.clock.stage("finish"):
             found = self._finisher.climbed(chosen)

@@ -155,7 +155,7 @@ class Recipe(Section):
     def digest(self) -> str:
         """Digest of everything that decides which policies are proposed and what they score."""
         content = self.model_dump(mode="json", exclude=set(AFTERTHOUGHTS))
-        del content["ptq"]["refine"]  # comes after the search
+        del content["ptq"]["refine"], content["ptq"]["finalists"]  # come after the search
         if not self.ptq.steps:
             del content["ptq"]["steps"]  # as before there were any: runs go on
         if not self.prune_dominated:

@@ -31,11 +31,14 @@ class PtqSettings(Section):
     ``steps``: in place of a preset, the steps of ``haqsearch.spec.ptq`` one by one.
 
     ``refine``: evaluations of a second search that begins with the best policies of the first and rounds each policy in network
-    order, quickly; what is best so is not always what is best rounded layer by layer. It wants the step ``in_order``."""
+    order, quickly; what is best so is not always what is best rounded layer by layer. It wants the step ``in_order``.
+
+    ``finalists``: best policies that are rounded in network order, with all care, for one of them to be chosen."""
 
     preset: Literal["plain", "fast", "accurate"] = "plain"
     steps: tuple[str, ...] = ()
     refine: int = Field(0, ge=0)
+    finalists: int = Field(4, ge=1)
 
     @field_validator("steps")
     @classmethod
@@ -78,10 +81,8 @@ class LadderSettings(Section):
 
 
 class QatSettings(Section):
-    """The best ``candidates`` policies of the search enter a last ladder; the best of it is fine-tuned for ``steps`` steps.
-
-    All are rounded as the preset says. The better half, at least two (all, where the preset rounds nothing anew), is fine-tuned
-    for a quarter of the steps, and the best of these in full; a single one in full at once. 0: no training.
+    """The best ``candidates`` policies - of the finalists, where the preset has some - enter a last ladder: they are fine-tuned
+    for a quarter of ``steps`` steps, and the best of these in full; a single one in full at once. 0: no training.
 
     ``baseline``: the best uniform policy is fine-tuned likewise, so that the search is compared with its equal.
     """

@@ -31,18 +31,19 @@ def policies(finisher: Finisher, count: int) -> list[Policy]:
     return [Policy.uniform(spec, Choice.parse(text), fixed) for text in WIDTHS[:count]]
 
 
-@pytest.mark.parametrize(("preset", "entering", "short"), [
-    ("plain", 1, 0), ("plain", 2, 2), ("plain", 4, 4), ("accurate", 1, 0), ("accurate", 2, 2), ("accurate", 4, 2),
+@pytest.mark.parametrize(("preset", "entering", "candidates", "short"), [
+    ("plain", 1, 1, 0), ("plain", 2, 2, 2), ("plain", 4, 4, 4), ("accurate", 1, 1, 0), ("accurate", 2, 2, 2),
+    ("accurate", 4, 1, 0), ("accurate", 4, 2, 2),
 ])  # fmt: skip
-def test_the_better_half_goes_on_and_one_is_trained_in_full(finisher, preset, entering, short):
-    climber, said = finisher(preset, entering)
+def test_the_best_rounded_go_on_and_one_is_trained_in_full(finisher, preset, entering, candidates, short):
+    climber, said = finisher(preset, candidates)
     made = climber.climbed(policies(climber, entering))
     by = {f: [c for c in made if c.evaluation.fidelity == f] for f in ("ptq", "qat:2", "qat")}
     assert [len(by[f]) for f in by] == [entering, short, 1]
     assert sum("fine-tuning" in text for text in said) == short + 1
     rounded = {c.policy.digest: climber.score(c) for c in by["ptq"]}
     promoted = {c.policy.digest: climber.score(c) for c in by["qat:2"]}
-    if preset == "accurate" and promoted:
+    if promoted:
         assert min(rounded[digest] for digest in promoted) >= sorted(rounded.values())[-short]
     (full,) = by["qat"]
     rivals = promoted or rounded

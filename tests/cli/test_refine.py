@@ -53,7 +53,8 @@ def test_a_run_refines_from_its_best_policies_and_finishes_what_is_best_there(pr
     summary = json.loads((folder / "summary.json").read_text())
     best = max((row for row in second if row["feasible"]), key=lambda row: row["score"])
     assert summary["refined"] == {"evaluations": 8} and summary["evaluations"] == len(first)
-    assert best["policy_digest"] in {c["policy_digest"] for c in summary["finish"] if c["source"] == "search"}
+    rounded = [c["policy_digest"] for c in summary["finish"] if (c["source"], c["fidelity"]) == ("search", "ptq")]
+    assert best["policy_digest"] == rounded[0] and len(rounded) == 4, "the finalists, best first"
     assert summary["seconds"]["refine"] > 0 and summary["feasible"]
 
 
@@ -108,6 +109,7 @@ def test_what_cannot_be_refined_is_refused(project, overrides, words):
 
 def test_refining_comes_after_the_search_and_leaves_its_digest(project):
     plain, refining = (
-        load_recipe(project / "my.toml", ["ptq.preset=accurate", f"ptq.refine={count}"]) for count in (0, 9)
+        load_recipe(project / "my.toml", ["ptq.preset=accurate", f"ptq.refine={count}", f"ptq.finalists={count + 1}"])
+        for count in (0, 9)
     )
     assert plain.digest == refining.digest

@@ -39,9 +39,9 @@ def command(
         typer.Option("--evaluations", min=1, help="Of each search; else the recipe's."),
     ] = None,
     finalists: Annotated[
-        int,
-        typer.Option("--finalists", min=1, help="Best policies of each search that are finished; the best then wins."),
-    ] = 8,
+        Optional[int],  # noqa: UP045
+        typer.Option("--finalists", min=1, help="Best of each search that are finished, else the recipe's number."),
+    ] = None,
     elsewhere: Annotated[
         Optional[list[Path]],  # noqa: UP045
         typer.Option("--policies", metavar="DIR", help="Folders of policy files: each is scored where it fits."),
@@ -111,13 +111,14 @@ class Contest:
     activation_bits: tuple[int, ...]
 
     def rows(
-        self, agent: str, evaluations: int | None, finalists: int, elsewhere: Sequence[Path]
+        self, agent: str, evaluations: int | None, finalists: int | None, elsewhere: Sequence[Path]
     ) -> Iterator[dict[str, Any]]:
         """Of every competitor its scores and costs; the search's first."""
         update = {"budget": (self.budget,), "activation_bits": self.activation_bits}
         stage = self.stage.with_recipe(self.stage.assembly.recipe.model_copy(update=update))
+        recipe = stage.assembly.recipe
         (first, *best), seconds = self._searched(
-            stage, agent, evaluations or stage.assembly.recipe.max_evaluations, finalists
+            stage, agent, evaluations or recipe.max_evaluations, finalists or recipe.ptq.finalists
         )
         start = time.process_time()
         objective = stage.assembly.problem.objective
