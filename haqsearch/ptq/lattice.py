@@ -15,6 +15,7 @@ from torch import Tensor
 from haqsearch.kernels import best_backend, get_backend
 from haqsearch.quant.grid import Grid
 
+_BLOCK = 64  # weights decided before those behind them hear of it: one product of matrices instead of many of vectors
 _ADDED = (1e-7, 1e-5, 1e-3, 1e-1, 1.0)  # shares of the largest variance
 
 
@@ -38,11 +39,14 @@ def nearest_plane(rows: Tensor, scale: Tensor, covariance: Tensor, grid: Grid) -
     if grid.step is not None:
         grid = replace(grid, step=grid.step.gather(2, every))
     wanted = rows.gather(2, every).transpose(1, 2).contiguous()  # (G, K, N)
-    codes = torch.empty_like(wanted)
-    for k in range(size):
-        codes[:, k] = grid[:, :, k].snap(wanted[:, k] / scale)
-        change = wanted[:, k] - codes[:, k] * scale
-        wanted[:, k + 1 :].baddbmm_(share[:, k, k + 1 :, None], change[:, None], alpha=-1)
+    codes, changes = torch.empty_like(wanted), torch.empty_like(wanted)
+    for start in range(0, size, _BLOCK):
+        stop = min(start + _BLOCK, size)
+        for k in range(start, stop):
+            codes[:, k] = grid[:, :, k].snap(wanted[:, k] / scale)
+            changes[:, k] = wanted[:, k] - codes[:, k] * scale
+            wanted[:, k + 1 : stop].baddbmm_(share[:, k, k + 1 : stop, None], changes[:, k, None], alpha=-1)
+        wanted[:, stop:].baddbmm_(share[:, start:stop, stop:].transpose(1, 2), changes[:, start:stop], alpha=-1)
     return torch.empty_like(rows).scatter_(2, every, codes.transpose(1, 2))
 
 
