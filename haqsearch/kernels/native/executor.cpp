@@ -199,8 +199,9 @@ void Executor::run(const std::vector<const void*>& sources, const std::vector<vo
   if (batch < 1) return;
   const std::lock_guard lock(running_);
   chunk = static_cast<int>(std::min<int64_t>(chunk, batch));
-  const int64_t chunks = (batch + chunk - 1) / chunk;
+  int64_t chunks = (batch + chunk - 1) / chunk;
   const bool split = chunks < threads;  // too few to go round: the threads share every step
+  if (!split) chunks = std::min<int64_t>(batch, (chunks + threads - 1) / threads * threads);  // as many for each thread
   const size_t wanted = split ? 1 : threads;
   if (arenas_.size() < wanted) arenas_.resize(wanted);
   const size_t bytes = static_cast<size_t>(arena_bytes * chunk) + 64 + kSlack;
@@ -213,8 +214,8 @@ void Executor::run(const std::vector<const void*>& sources, const std::vector<vo
     Pass pass{*this, align(arenas_[split ? 0 : worker].data()), chunk, 0, 0};
     if (split) pass.worker = worker, pass.workers = threads, pass.barrier = threads > 1 ? &barrier : nullptr;
     for (int64_t i = 0; (i = split ? i : next.fetch_add(1)) < chunks; ++i) {
-      pass.start = i * chunk;
-      pass.images = static_cast<int>(std::min<int64_t>(chunk, batch - pass.start));
+      pass.start = batch * i / chunks;
+      pass.images = static_cast<int>(batch * (i + 1) / chunks - pass.start);
       pass.run(sources, targets);
     }
   });
