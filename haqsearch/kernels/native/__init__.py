@@ -109,7 +109,7 @@ def conv_op(
         return _native.conv(
             weight.contiguous(),
             weight_bits,
-            [*stride, *padding, *dilation],
+            [*stride, *padding, *dilation, *x.height_width_channels[:2]],
             groups,
             [low, high, zero_point],
             constants,

@@ -10,7 +10,7 @@
 namespace haq::avx2 {
 namespace {
 
-constexpr int kPanelPixels = 48;
+constexpr int kPanelPixels = 54;
 int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
 // What one run() knows of its input: how the taps of a pixel follow each other in memory.
@@ -33,7 +33,8 @@ struct Block {
   int group = 0, channel = 0, count = 0;  // channel: the first one, in the output
   Kind kind = Kind::kWide;
   const int8_t* weights = nullptr;
-  std::vector<int> widen;  // kBlocks: steps of each block
+  Blocks sums;                  // of int16; not kWide and kPairs
+  alignas(32) int32_t start[kTileChannels] = {};
 };
 
 // Tiles of a panel that one call computes, of the same block.
@@ -42,7 +43,7 @@ struct Tiles {
   uint8_t* const* targets;
   std::ptrdiff_t from, to;  // bytes to the group's inputs, to the block's output
   const Run *run, *end;
-  const int8_t* weights;
+  const Block* block;
   const Requantizer* requantizer;
   int constants, count;  // index of the block's constants; channels to write
   int tiles;
@@ -50,11 +51,12 @@ struct Tiles {
 
 template <Kind kind, int Pixels, int Halves>
 void compute(const Tiles& t) {
-  const uint8_t* const* pixels = t.pixels;
+  Factors factors{t.pixels, t.from, t.run, t.end, t.block->weights, t.block->start, t.block->sums.start.data()};
   uint8_t* const* targets = t.targets;
-  for (int i = 0; i < t.tiles; ++i, pixels += Pixels, targets += Pixels) {
+  for (int i = 0; i < t.tiles; ++i, factors.pixels += Pixels, targets += Pixels) {
     __m256i acc[Pixels][Halves];
-    accumulate<kind, Pixels, Halves>(pixels, t.from, t.run, t.end, t.weights, t.requantizer->start(t.constants), acc);
+    if constexpr (kind == Kind::kTwos) accumulate_twos<Pixels, Halves>(factors, acc);
+    else accumulate<kind, Pixels, Halves>(factors, acc);
     t.requantizer->store_tile<Pixels, Halves>(targets, t.to, t.constants, t.count, acc);
   }
 }
@@ -78,6 +80,7 @@ Compute compute_for(Kind kind, int pixels, int channels) {
   switch (kind) {
     case Kind::kWide: return compute_for<Kind::kWide>(pixels, channels);
     case Kind::kPairs: return compute_for<Kind::kPairs>(pixels, channels);
+    case Kind::kTwos: return compute_for<Kind::kTwos>(pixels, channels);
     case Kind::kBlocks: return compute_for<Kind::kBlocks>(pixels, channels);
     default: return compute_for<Kind::kWhole>(pixels, channels);
   }
@@ -98,6 +101,9 @@ class Conv final : public Op {
     pack(codes);
     requantizer_ = std::make_unique<Requantizer>(by_block(spec.folded()), static_cast<int>(blocks_.size()) * kTileChannels,
                                                  spec.bound());
+    for (size_t b = 0; b < blocks_.size(); ++b)
+      for (int n = 0; n < kTileChannels; ++n)
+        blocks_[b].start[n] = requantizer_->start(static_cast<int>(b) * kTileChannels)[n] - blocks_[b].sums.started(n);
   }
 
   void run(const View* in, const View& out, int64_t first, int64_t end) const override {
@@ -107,7 +113,7 @@ class Conv final : public Op {
     Panel panel;
     const int64_t pixels = (end - first) * out.width;
     for (int64_t done = 0; done < pixels; done += panel.count) {
-      panel.count = static_cast<int>(std::min<int64_t>(kPanelPixels, pixels - done));
+      panel.count = share(pixels - done, kPanelPixels, kTilePixels);
       locate(*in, out, first * out.width + done, panel);
       multiply(panel, layout, runs);
     }
@@ -117,12 +123,12 @@ class Conv final : public Op {
   double steps_a_block() const {
     double widenings = 0;
     for (const Block& block : blocks_)
-      widenings += block.kind == Kind::kPairs ? steps_ : static_cast<double>(block.widen.size());
+      widenings += block.kind == Kind::kPairs ? steps_ : static_cast<double>(block.sums.steps.size());
     return wide_ ? 0 : steps_ * static_cast<double>(blocks_.size()) / widenings;
   }
 
   const char* method() const override {
-    static const char* names[] = {"avx2 int16", "avx2 int8 pairs", "avx2 int8 blocks", "avx2 int8 whole"};
+    static const char* names[] = {"avx2 int16", "avx2 int8 pairs", "avx2 int8 twos", "avx2 int8 blocks", "avx2 int8 whole"};
     Kind worst = Kind::kWhole;
     for (const Block& block : blocks_) worst = std::min(worst, block.kind);
     return names[static_cast<int>(worst)];
@@ -174,7 +180,8 @@ class Conv final : public Op {
     const int outputs = s_.out_channels / s_.groups;
     for (int group = 0; group < s_.groups; ++group)
       for (int channel = 0; channel < outputs; channel += kTileChannels)
-        blocks_.push_back({group, group * outputs + channel, std::min(kTileChannels, outputs - channel), Kind::kWide, nullptr, {}});
+        blocks_.push_back({group, group * outputs + channel, std::min(kTileChannels, outputs - channel), Kind::kWide,
+                           nullptr, {}});
     packed_.reset(static_cast<int8_t*>(::operator new(packed_bytes(), std::align_val_t(64))));
     int8_t* to = packed_.get();
     for (Block& block : blocks_) {
@@ -196,10 +203,24 @@ class Conv final : public Op {
   }
 
   void choose(Block& block) {
-    block.widen = cut_blocks(block.weights, steps_, s_.input_high);
-    const size_t blocks = block.widen.size();
-    block.kind = blocks == 1 ? Kind::kWhole : 2 * blocks <= size_t(steps_) ? Kind::kBlocks : Kind::kPairs;
+    block.sums = cut_blocks(block.weights, steps_, s_.input_high);
+    const size_t blocks = block.sums.steps.size();
+    if (blocks == 1) block.kind = Kind::kWhole;
+    else if (3 * blocks <= size_t(steps_)) block.kind = Kind::kBlocks;
+    else if (stretch_steps() % 2 == 0 && take_twos(block)) block.kind = Kind::kTwos;
+    else if (2 * blocks <= size_t(steps_)) block.kind = Kind::kBlocks;
+    else block.kind = Kind::kPairs, block.sums = {};
   }
+
+  bool take_twos(Block& block) const {
+    Blocks twos = cut_blocks(block.weights, steps_, s_.input_high, 2);
+    if (std::any_of(twos.steps.begin(), twos.steps.end(), [](int steps) { return steps != 2; })) return false;
+    block.sums = std::move(twos);
+    return true;
+  }
+
+  // Steps that read codes which lie together.
+  int stretch_steps() const { return padded_ / per_step(); }
 
   // The epilogue's constants as the blocks lie: sixteen each.
   Epilogue by_block(const Epilogue& plain) const {
@@ -242,14 +263,14 @@ class Conv final : public Op {
   void add_runs(const Block& block, const Layout& layout, Runs& runs) const {
     const int stretch = layout.direct ? padded_ / 4 : steps_;
     size_t next = 0;
-    int left = block.kind == Kind::kBlocks ? block.widen[0] : steps_;
+    int left = block.kind == Kind::kBlocks ? block.sums.steps[0] : steps_;
     for (int done = 0, within = 0; done < steps_;) {
       const int steps = std::min(left, stretch - within);
       const std::ptrdiff_t start = layout.direct ? layout.offset[done / stretch] : 0;
       runs.run.push_back({start + 4 * within, steps, steps == left});
       done += steps, left -= steps;
       within = within + steps == stretch ? 0 : within + steps;
-      if (left == 0 && done < steps_) left = block.widen[++next];
+      if (left == 0 && done < steps_) left = block.sums.steps[++next];
     }
     runs.first.push_back(runs.run.size());
   }
@@ -301,18 +322,20 @@ class Conv final : public Op {
       const Block& block = blocks_[b];
       if (!layout.direct && gathered != block.group) gather(layout, gathered = block.group, panel);
       Tiles tiles;
-      tiles.pixels = layout.direct ? panel.window : panel.gathered, tiles.targets = panel.target;
       tiles.from = layout.direct ? block.group * s_.group_inputs() : 0;
       tiles.to = std::ptrdiff_t(block.channel) * (requantizer_->wide() ? 2 : 1);
       tiles.run = runs.run.data() + runs.first[b], tiles.end = runs.run.data() + runs.first[b + 1];
-      tiles.weights = block.weights;
+      tiles.block = &block;
       tiles.requantizer = requantizer_.get();
       tiles.constants = static_cast<int>(b) * kTileChannels, tiles.count = block.count;
-      tiles.tiles = panel.count / kTilePixels;
-      compute_for(block.kind, kTilePixels, block.count)(tiles);
-      const int left = panel.count % kTilePixels;
-      tiles.pixels += panel.count - left, tiles.targets += panel.count - left, tiles.tiles = 1;
-      if (left) compute_for(block.kind, left, block.count)(tiles);
+      const int most = block.kind == Kind::kTwos ? kTwosPixels : kTilePixels;
+      for (int done = 0, each; done < panel.count; done += tiles.tiles * each) {  // tiles of two sizes, one less than the other
+        const int left = panel.count - done, parts = (left + most - 1) / most;
+        each = (left + parts - 1) / parts;
+        tiles.tiles = left % parts ? left % parts : parts;
+        tiles.pixels = (layout.direct ? panel.window : panel.gathered) + done, tiles.targets = panel.target + done;
+        compute_for(block.kind, each, block.count)(tiles);
+      }
     }
   }
 

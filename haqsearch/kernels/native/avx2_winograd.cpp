@@ -1,4 +1,4 @@
-// 3 x 3 convolution by Winograd's minimal filtering in integers, two by two outputs at a time.
+// 3 x 3 convolution by Winograd's minimal filtering in integers, a tile of outputs at a time.
 // Lavin and Gray, Fast algorithms for convolutional neural networks, CVPR 2016, section 4.1:
 //   Y = A' [(G g G') * (B' d B)] A,  summed over the input channels before A is applied.
 //
@@ -17,14 +17,7 @@
 namespace haq::avx2 {
 namespace {
 
-constexpr int kPanelTiles = 12;  // transformed at a time
 constexpr int64_t kCacheBytes = 512 * 1024, kNearBytes = 2 * 1024 * 1024;
-
-struct Panel {
-  const uint8_t* transformed[kPanelTiles];
-  uint8_t* target[kPanelTiles][4];  // the four output pixels; beyond the image: a place nobody reads
-  int count = 0;
-};
 
 // Walks over the tiles of all images, row by row.
 struct Place {
@@ -60,18 +53,18 @@ class Winograd final : public Op {
     usable_ = requantizer_.vector() && 2 * raise_ <= 255;
     packed_.reset(static_cast<Weight*>(::operator new(packed_bytes(), std::align_val_t(64))));
     std::fill_n(packed_.get(), packed_bytes() / sizeof(Weight), Weight(0));
-    raised_.resize(size_t(blocks_) * kCells * kTileChannels);
+    start_.resize(size_t(blocks_) * kCells * kTileChannels);
     for (int n = 0; n < spec.out_channels; ++n)
       for (int c = 0; c < spec.in_channels; ++c) pack(spec.weight.data() + (size_t(n) * spec.in_channels + c) * 9, n, c);
     if (kBytes && usable_) cut_runs();
-    if (kBytes && usable_) take_off_raise();
+    if (usable_) add_bias();
   }
 
   // Whether the operands fit, and the epilogue is done in vectors.
   bool usable() const { return usable_; }
 
-  // Pairs of rows.
-  int64_t units(const View& out, int images) const override { return int64_t(images) * ((out.height + 1) / 2); }
+  // Rows of tiles.
+  int64_t units(const View& out, int images) const override { return int64_t(images) * tiles_of(out.height); }
 
   void run(const View* in, const View& out, int64_t first, int64_t end) const override {
     thread_local std::vector<uint8_t> memory;
@@ -80,16 +73,16 @@ class Winograd final : public Op {
     if (memory.size() < tile * kPanelTiles) memory.resize(tile * kPanelTiles);
     if (beyond.size() < size_t(blocks_) * kTileChannels * 2) beyond.resize(size_t(blocks_) * kTileChannels * 2);
     const Offsets rows(out.height, in->row), columns(out.width, in->pixel);
-    const int across = (out.width + 1) / 2;
-    Place place(first * across, (out.height + 1) / 2, across);
+    const int across = tiles_of(out.width);
+    Place place(first * across, tiles_of(out.height), across);
     Panel panel;
-    for (int64_t done = first * across; done < end * across; done += panel.count) {
-      panel.count = static_cast<int>(std::min<int64_t>(kPanelTiles, end * across - done));
+    for (int64_t left = (end - first) * across; left > 0; left -= panel.count) {
+      panel.resize(share(left, kPanelTiles, kTilePixels));
       for (int i = 0; i < panel.count; ++i, place.next()) {
         uint8_t* const to = memory.data() + i * tile;
         panel.transformed[i] = to;
         aim(out, place, beyond.data(), panel.target[i]);
-        transform(in->at(place.image, 2 * kStride * place.y - pad_h_, 2 * kStride * place.x - pad_w_),
+        transform(in->at(place.image, kApart * place.y - pad_h_, kApart * place.x - pad_w_),
                   rows.of(place.y), columns.of(place.x), to);
       }
       for (int block = 0; block < blocks_; ++block) multiply(panel, block);
@@ -100,14 +93,34 @@ class Winograd final : public Op {
   int64_t packed_bytes() const override { return int64_t(blocks_) * block_codes() * static_cast<int>(sizeof(Weight)); }
 
  private:
-  static constexpr int kStride = Algorithm::kStride, kTile = Algorithm::kTile, kPositions = kTile * kTile;
+  static constexpr int kTile = Algorithm::kTile, kPositions = kTile * kTile;
+  static constexpr int kPanelTiles = Algorithm::kStride == 1 ? 12 : 26;  // transformed at a time
+  static constexpr int kOutputs = Algorithm::kOutputs, kPixels = kOutputs * kOutputs;
+  static constexpr int kApart = Algorithm::kStride * kOutputs;  // two tiles, in input pixels
   static constexpr int kCodeBytes = Lanes::kCodeBytes, kPerStep = 4 / kCodeBytes;
   static constexpr int kVector = 32 / kCodeBytes;  // channels of a register
   static constexpr bool kBytes = kCodeBytes == 1;
   static constexpr Order<Algorithm> kOrder{};
   static constexpr int kClasses = Algorithm::kClasses, kCells = kClasses * kClasses;
+  static constexpr int kUndo = static_cast<int>(inverse(Algorithm::kTimes));
   static constexpr int kMiddle = Order<Algorithm>::cell_of(kTile + 1);  // counts once in every output
   using Weight = typename Lanes::Weight;
+
+  struct Panel {
+    const uint8_t* transformed[kPanelTiles];
+    uint8_t* target[kPanelTiles][kPixels];  // output pixels; beyond the image: a place nobody reads
+    int count = 0;
+    int groups = 0, first[kPanelTiles];  // of tiles in registers together: the first of each, and the end
+
+    void resize(int tiles) {
+      if (count == tiles) return;
+      count = tiles, groups = 0;
+      for (int i = 0; i < tiles; i += share(tiles - i, kTilePixels)) first[groups++] = i;
+      first[groups] = tiles;
+    }
+  };
+
+  static constexpr int tiles_of(int outputs) { return (outputs + kOutputs - 1) / kOutputs; }
 
   int64_t block_codes() const { return int64_t(kPositions) * depth_ * kTileChannels; }
 
@@ -131,7 +144,8 @@ class Winograd final : public Op {
       const int step = (kOrder.place[position] * depth_ + c) / kPerStep;
       to[(step * kTileChannels + n % kTileChannels) * kPerStep + c % kPerStep] = static_cast<Weight>(weight_here);
       const size_t cell = size_t(n / kTileChannels) * kCells + kOrder.cell_of(position);
-      if (Algorithm::signed_at(position)) raised_[cell * kTileChannels + n % kTileChannels] += weight_here;
+      if (!Algorithm::signed_at(position)) continue;
+      start_[cell * kTileChannels + n % kTileChannels] -= static_cast<uint32_t>(raise_ * weight_here);
     }
   }
 
@@ -139,35 +153,31 @@ class Winograd final : public Op {
   void cut_runs() {
     usable_ = pairs_fit(reinterpret_cast<const int8_t*>(packed_.get()), packed_bytes(), 2 * raise_);
     for (int i = 0; usable_ && i < blocks_ * kCells; ++i) {
-      for (int steps : cut_blocks(weights(i / kCells, i % kCells), steps(i % kCells), 2 * raise_))
-        runs_.push_back({0, steps, true});
-      first_run_.push_back(static_cast<int>(runs_.size()));
+      const Blocks cut = cut_blocks(weights(i / kCells, i % kCells), steps(i % kCells), 2 * raise_);
       std::ptrdiff_t offset = 0;
-      for (int r = first_run_[i]; r < first_run_[i + 1]; offset += 4 * runs_[r++].steps) runs_[r].offset = offset;
+      for (int steps : cut.steps) runs_.push_back({offset, steps, true}), offset += 4 * steps;
+      first_run_.push_back(static_cast<int>(runs_.size()));
+      run_start_.insert(run_start_.end(), cut.start.begin(), cut.start.end());
+      for (int n = 0; n < kTileChannels; ++n) start_[size_t(i) * kTileChannels + n] -= cut.started(n);
     }
     usable_ = usable_ && runs_.size() * 3 * kPerStep <= size_t(blocks_) * kPositions * depth_;
   }
 
-  // What the raised codes add to the four results of a tile: the output transform of raise * sum of the weights.
-  void take_off_raise() {
-    correction_.resize(size_t(blocks_) * 4 * kTileChannels);
-    for (int block = 0; block < blocks_; ++block) {
-      alignas(32) int32_t sums[kCells][kTileChannels];
-      for (int i = 0; i < kCells * kTileChannels; ++i)
-        sums[i / kTileChannels][i % kTileChannels] = -raise_ * raised_[size_t(block) * kCells * kTileChannels + i];
-      __m256i acc[4][2];
-      transform_output(sums, acc);
-      std::memcpy(&correction_[size_t(block) * 4 * kTileChannels], acc, sizeof acc);
-    }
+  // The bias, where the sums of one cell start.
+  void add_bias() {
+    for (int block = 0; block < blocks_; ++block)
+      for (int n = 0; n < kTileChannels; ++n)
+        start_[(size_t(block) * kCells + kMiddle) * kTileChannels + n] +=
+            uint32_t(Algorithm::kTimes) * static_cast<uint32_t>(requantizer_.start(block * kTileChannels)[n]);
   }
 
   // Bytes from a tile's first row (or column) to each of them. Those that only outputs beyond the image would need are
   // replaced by the last one there is.
   struct Offsets {
-    Offsets(int outputs, std::ptrdiff_t stride) : last((outputs + 1) / 2 - 1) {
+    Offsets(int outputs, std::ptrdiff_t stride) : last(tiles_of(outputs) - 1) {
       for (int k = 0; k < kTile; ++k) {
         inner[k] = k * stride;
-        outer[k] = std::min(k, kStride * (outputs - 1 - 2 * last) + 2) * stride;
+        outer[k] = std::min(k, Algorithm::kStride * (outputs - 1 - kOutputs * last) + 2) * stride;
       }
     }
 
@@ -178,16 +188,16 @@ class Winograd final : public Op {
   };
 
   static void aim(const View& out, const Place& place, uint8_t* beyond, uint8_t** target) {
-    uint8_t* const corner = out.at(place.image, 2 * place.y, 2 * place.x);
-    const bool right = 2 * place.x + 1 < out.width, below = 2 * place.y + 1 < out.height;
-    target[0] = corner;
-    target[1] = right ? corner + out.pixel : beyond;
-    target[2] = below ? corner + out.row : beyond;
-    target[3] = right && below ? corner + out.row + out.pixel : beyond;
+    const int y = kOutputs * place.y, x = kOutputs * place.x;
+    uint8_t* row = out.at(place.image, y, x);
+#pragma GCC unroll 4
+    for (int i = 0; i < kOutputs; ++i, row += out.row)
+#pragma GCC unroll 4
+      for (int k = 0; k < kOutputs; ++k)
+        *target++ = y + i < out.height && x + k < out.width ? row + k * out.pixel : beyond;
   }
 
-  // Channels beyond the input's are whatever lies there: their weights are zero. Rows first, one transformed row at a time:
-  // all of them would not fit the registers.
+  // Channels beyond the input's are whatever lies there: their weights are zero.
   void transform(const uint8_t* from, const std::ptrdiff_t* rows, const std::ptrdiff_t* columns, uint8_t* to) const {
     int c = 0;
     for (; c + kVector <= depth_; c += kVector) transform<kVector>(from + c, rows, columns, to + c * kCodeBytes);
@@ -196,10 +206,24 @@ class Winograd final : public Op {
 
   // Channels of a register, or 16 at the end.
   template <int Channels>
+  inline __attribute__((always_inline)) void put(uint8_t* to, int position, __m256i v) const {
+    if (kBytes && Algorithm::signed_at(position)) v = Lanes::add(v, _mm256_set1_epi8(static_cast<char>(raise_)));
+    uint8_t* const place = to + kOrder.place[position] * (std::ptrdiff_t(depth_) * kCodeBytes);
+    if (Channels == kVector) _mm256_storeu_si256(reinterpret_cast<__m256i*>(place), v);
+    else _mm_storeu_si128(reinterpret_cast<__m128i*>(place), _mm256_castsi256_si128(v));
+  }
+
+  template <int Channels>
   inline __attribute__((always_inline)) void transform(const uint8_t* from, const std::ptrdiff_t* rows,
                                                        const std::ptrdiff_t* columns, uint8_t* to) const {
-    const __m256i raise = _mm256_set1_epi8(static_cast<char>(raise_));
-    const std::ptrdiff_t apart = std::ptrdiff_t(depth_) * kCodeBytes;  // of positions
+    if constexpr (kOutputs == 2) transform_rows<Channels>(from, rows, columns, to);
+    else transform_columns<Channels>(from, rows, columns, to);
+  }
+
+  // Rows first, one transformed row at a time: all of them would not fit the registers.
+  template <int Channels>
+  inline __attribute__((always_inline)) void transform_rows(const uint8_t* from, const std::ptrdiff_t* rows,
+                                                            const std::ptrdiff_t* columns, uint8_t* to) const {
     const auto load = [&](int y) {
       const uint8_t* at = from + rows[y];
       asm("" : "+r"(at));  // gcc would keep the 25 sums of rows and columns, and has no registers for them
@@ -212,32 +236,56 @@ class Winograd final : public Op {
       __m256i v[kTile];
       Algorithm::template input<Lanes>(t.column, v);
 #pragma GCC unroll 5
-      for (int x = 0; x < kTile; ++x) {
-        const int position = kTile * y + x;
-        if (kBytes && Algorithm::signed_at(position)) v[x] = Lanes::add(v[x], raise);
-        uint8_t* const place = to + kOrder.place[position] * apart;
-        if (Channels == kVector) _mm256_storeu_si256(reinterpret_cast<__m256i*>(place), v[x]);
-        else _mm_storeu_si128(reinterpret_cast<__m128i*>(place), _mm256_castsi256_si128(v[x]));
-      }
+      for (int x = 0; x < kTile; ++x) put<Channels>(to, kTile * y + x, v[x]);
     };
     Algorithm::template rows<Lanes>(load, store);
   }
 
+  // Columns first, a row at a time; then the rows of even inputs, a column at a time.
+  template <int Channels>
+  void transform_columns(const uint8_t* from, const std::ptrdiff_t* rows, const std::ptrdiff_t* columns, uint8_t* to) const {
+    constexpr int kEven = Algorithm::kEven;
+    __m256i even[kTile][kEven];
+#pragma GCC unroll 1
+    for (int y = 0; y < kTile; ++y) {
+      __m256i d[kTile], t[kTile];
+#pragma GCC unroll 9
+      for (int x = 0; x < kTile; ++x) d[x] = Lanes::load(from + rows[y] + columns[x]);
+      Algorithm::template input<Lanes>(d, t);
+#pragma GCC unroll 9
+      for (int x = 0; x < kTile; ++x)
+        if (y % 2) put<Channels>(to, (kEven + y / 2) * kTile + x, t[x]);
+        else even[x][y / 2] = t[x];
+    }
+#pragma GCC unroll 1
+    for (int x = 0; x < kTile; ++x) {
+      __m256i t[kEven];
+      Algorithm::template even<Lanes>(even[x], t);
+#pragma GCC unroll 5
+      for (int y = 0; y < kEven; ++y) put<Channels>(to, kTile * y + x, t[y]);
+    }
+  }
+
   void multiply(const Panel& panel, int block) const {
     alignas(32) int32_t sums[kPanelTiles][kCells][kTileChannels];
-    for (int cell = 0; cell < kCells; ++cell)
-      for (int i = 0; i < panel.count; i += kTilePixels) {
-        fetch(weights(block, cell), weights(block, cell + 1), i, panel.count);
-        const Job job{panel.transformed + i, sums + i, block, cell};
-        switch (panel.count - i) {
-          case 1: tiles<1>(job); break;
-          case 2: tiles<2>(job); break;
-          case 3: tiles<3>(job); break;
-          case 4: tiles<4>(job); break;
-          case 5: tiles<5>(job); break;
-          default: tiles<6>(job);
+    for (int cell = 0; cell < kCells; ++cell) {
+      const Run whole{0, steps(cell), true};
+      Factors factors = factors_of(block, cell, whole);
+      for (int group = 0; group < panel.groups; ++group) {
+        const int i = panel.first[group], end = panel.first[group + 1];
+        fetch(weights(block, cell), weights(block, cell + 1), i, end, panel.count);
+        factors.pixels = panel.transformed + i;
+        int32_t* const to = sums[i][cell];
+        switch (end - i) {
+          case 1: tiles<1>(factors, to); break;
+          case 2: tiles<2>(factors, to); break;
+          case 3: tiles<3>(factors, to); break;
+          case 4: tiles<4>(factors, to); break;
+          case 5: tiles<5>(factors, to); break;
+          default: tiles<6>(factors, to);
         }
       }
+    }
     for (int i = 0; i < panel.count; ++i) finish(panel.target[i], block, sums[i]);
   }
 
@@ -249,85 +297,84 @@ class Winograd final : public Op {
   }
 
   // Asks for as many weights as these tiles work on, from `next` on: large layers read them from beyond the cache.
-  void fetch(const int8_t* here, const int8_t* next, int tile, int tiles) const {
+  void fetch(const int8_t* here, const int8_t* next, int first, int last, int tiles) const {
     const int8_t* const end = reinterpret_cast<const int8_t*>(packed_.get()) + packed_bytes();
     if (packed_bytes() <= kCacheBytes) return;
     const std::ptrdiff_t bytes = next - here;
-    const int8_t* const stop = std::min(end, next + bytes * std::min(tile + kTilePixels, tiles) / tiles);
-    for (next += bytes * tile / tiles; next < stop; next += 64)
+    const int8_t* const stop = std::min(end, next + bytes * last / tiles);
+    for (next += bytes * first / tiles; next < stop; next += 64)
       _mm_prefetch(reinterpret_cast<const char*>(next), _MM_HINT_T1);
   }
 
-  // The product of up to six tiles with the weights of one cell and block.
-  struct Job {
-    const uint8_t* const* transformed;
-    int32_t (*sums)[kCells][kTileChannels];
-    int block, cell;
-  };
+  // What the tiles of a panel are multiplied by for one cell and block. whole: the run of one that is not cut.
+  Factors factors_of(int block, int cell, const Run& whole) const {
+    const size_t i = size_t(block) * kCells + cell;
+    Factors factors{};
+    factors.from = std::ptrdiff_t(kOrder.first[cell]) * depth_ * kCodeBytes;
+    factors.run = kBytes ? runs_.data() + first_run_[i] : &whole;
+    factors.end = kBytes ? runs_.data() + first_run_[i + 1] : &whole + 1;
+    factors.weights = weights(block, cell);
+    factors.start = reinterpret_cast<const int32_t*>(&start_[i * kTileChannels]);
+    factors.blocks_start = kBytes ? &run_start_[size_t(first_run_[i]) * kStartLanes] : nullptr;
+    return factors;
+  }
 
   template <int Tiles>
-  void tiles(const Job& job) const {
-    if constexpr (kBytes) {
-      const int i = job.block * kCells + job.cell;
-      const Run *run = runs_.data() + first_run_[i], *end = runs_.data() + first_run_[i + 1];
-      if (end - run == 1) tiles<Kind::kWhole, Tiles>(job, run, end);
-      else tiles<Kind::kBlocks, Tiles>(job, run, end);
-    } else {
-      const Run run{0, steps(job.cell), true};
-      tiles<Kind::kWide, Tiles>(job, &run, &run + 1);
-    }
+  static void tiles(const Factors& factors, int32_t* sums) {
+    if constexpr (!kBytes) tiles<Kind::kWide, Tiles>(factors, sums);
+    else if (factors.end - factors.run == 1) tiles<Kind::kWhole, Tiles>(factors, sums);
+    else tiles<Kind::kBlocks, Tiles>(factors, sums);
   }
 
   template <Kind kind, int Tiles>
-  void tiles(const Job& job, const Run* run, const Run* end) const {
-    alignas(32) static constexpr int32_t zeros[kTileChannels] = {};
+  static void tiles(const Factors& factors, int32_t* sums) {
+    asm volatile("" : "+r"(sums));  // gcc would share addresses among the numbers of tiles, and has no registers for them
     __m256i acc[Tiles][2];
-    accumulate<kind, Tiles, 2>(job.transformed, std::ptrdiff_t(kOrder.first[job.cell]) * depth_ * kCodeBytes, run, end,
-                               weights(job.block, job.cell),
-                               job.cell == kMiddle ? requantizer_.start(job.block * kTileChannels) : zeros, acc);
+    accumulate<kind, Tiles, 2>(factors, acc);
 #pragma GCC unroll 6
     for (int i = 0; i < Tiles; ++i)
 #pragma GCC unroll 2
-      for (int h = 0; h < 2; ++h)
-        _mm256_store_si256(reinterpret_cast<__m256i*>(job.sums[i][job.cell] + 8 * h), acc[i][h]);
+      for (int h = 0; h < 2; ++h) store(sums + i * kCells * kTileChannels + 8 * h, acc[i][h]);
   }
 
-  static void transform_output(const int32_t (&sums)[kCells][kTileChannels], __m256i (&acc)[4][2]) {
+  static void transform_output(const int32_t (&sums)[kCells][kTileChannels], __m256i (&acc)[kPixels][2]) {
 #pragma GCC unroll 2
     for (int h = 0; h < 2; ++h) {
-      __m256i half[2][kClasses];
-#pragma GCC unroll 4
+      __m256i half[kOutputs][kClasses];
+#pragma GCC unroll 7
       for (int x = 0; x < kClasses; ++x) {
-        __m256i m[kClasses], y[2];
-#pragma GCC unroll 4
+        __m256i m[kClasses], y[kOutputs];
+#pragma GCC unroll 7
         for (int k = 0; k < kClasses; ++k)
           m[k] = _mm256_load_si256(reinterpret_cast<const __m256i*>(sums[kClasses * k + x] + 8 * h));
         Algorithm::output(m, y);
-        half[0][x] = y[0], half[1][x] = y[1];
+#pragma GCC unroll 4
+        for (int k = 0; k < kOutputs; ++k) half[k][x] = y[k];
       }
-#pragma GCC unroll 2
-      for (int k = 0; k < 2; ++k) {
-        __m256i y[2];
+#pragma GCC unroll 4
+      for (int k = 0; k < kOutputs; ++k) {
+        __m256i y[kOutputs];
         Algorithm::output(half[k], y);
-        acc[2 * k][h] = y[0], acc[2 * k + 1][h] = y[1];
+#pragma GCC unroll 4
+        for (int x = 0; x < kOutputs; ++x)
+          acc[kOutputs * k + x][h] = Algorithm::kTimes == 1 ? y[x] : _mm256_mullo_epi32(y[x], _mm256_set1_epi32(kUndo));
       }
     }
   }
 
   void finish(uint8_t* const* targets, int block, const int32_t (&sums)[kCells][kTileChannels]) const {
-    __m256i acc[4][2];
+    __m256i acc[kPixels][2];
     transform_output(sums, acc);
-    if constexpr (kBytes)
-#pragma GCC unroll 4
-      for (int k = 0; k < 4; ++k)
-#pragma GCC unroll 2
-        for (int h = 0; h < 2; ++h) {
-          const int32_t* correction = &correction_[(size_t(block) * 4 + k) * kTileChannels + 8 * h];
-          acc[k][h] = _mm256_add_epi32(acc[k][h], _mm256_loadu_si256(reinterpret_cast<const __m256i*>(correction)));
-        }
-    const int channel = block * kTileChannels;
-    requantizer_.store_tile<4, 2>(targets, std::ptrdiff_t(channel) * (requantizer_.wide() ? 2 : 1), channel,
-                                  std::min(kTileChannels, outputs_ - channel), acc);
+    const int channel = block * kTileChannels, count = std::min(kTileChannels, outputs_ - channel);
+    const std::ptrdiff_t to = std::ptrdiff_t(channel) * (requantizer_.wide() ? 2 : 1);
+    if constexpr (kPixels == 4) requantizer_.store_tile<4, 2>(targets, to, channel, count, acc);
+    else
+#pragma GCC unroll 1
+      for (int k = 0; k < kPixels; k += 4) {
+        __m256i four[4][2];
+        std::memcpy(four, acc + k, sizeof four);
+        requantizer_.store_tile<4, 2>(targets + k, to, channel, count, four);
+      }
   }
 
   struct Free {
@@ -339,8 +386,9 @@ class Winograd final : public Op {
   bool usable_ = false;
   Requantizer requantizer_;
   std::unique_ptr<Weight, Free> packed_;
-  std::vector<int32_t> raised_, correction_;  // raised_: sums of the weights that meet raised codes, of each cell
+  std::vector<uint32_t> start_;  // of each cell's sums, modulo 2^32: less what raised codes and blocks of sums add
   std::vector<Run> runs_;
+  std::vector<int16_t> run_start_;
   std::vector<int> first_run_ = {0};
 };
 
@@ -353,7 +401,20 @@ OpPointer make(const ConvSpec& spec) {
 
 template <typename Lanes>
 OpPointer make(const ConvSpec& spec) {
-  return spec.stride_h == 1 ? make<StrideOne, Lanes>(spec) : make<StrideTwo, Lanes>(spec);
+  if (spec.stride_h == 1) return make<StrideOne, Lanes>(spec);
+  return make<StrideTwo, Lanes>(spec);
+}
+
+OpPointer near(OpPointer op, int64_t bytes) { return op && op->packed_bytes() <= bytes ? std::move(op) : nullptr; }
+
+// Whether tiles of four by four outputs take fewer multiplications than those of two by two, by a tenth at least: not where
+// many of their outputs lie beyond the image.
+bool fours_pay(const ConvSpec& s) {
+  const auto positions = [&](int outputs, int tile) {
+    const auto tiles = [&](int size) { return (size + outputs - 1) / outputs; };
+    return int64_t(tiles(s.out_height())) * tiles(s.out_width()) * tile * tile;
+  };
+  return 10 * positions(StrideTwoFour::kOutputs, StrideTwoFour::kTile) <= 9 * positions(StrideTwo::kOutputs, StrideTwo::kTile);
 }
 
 }  // namespace
@@ -366,12 +427,15 @@ OpPointer make_winograd(const ConvSpec& s, double steps_a_block) {
   if (steps_a_block > 8 && s.in_channels < 32) return nullptr;
   if (s.weight_bits <= 6 && s.input_high < 64)
     if (OpPointer op = make<Bytes>(s)) return op;
-  // The saving is smaller for stride 2, and where direct int8 sums go on for many steps.
-  if (s.stride_h == 2 && steps_a_block > 1.5) return nullptr;
-  OpPointer op = make<Words>(s);
-  // It is lost where the weights, more than twice the direct ones, do not stay near.
-  const int64_t near = s.stride_h == 2 ? kNearBytes : steps_a_block > 4 ? 2 * kNearBytes : INT64_MAX;
-  return op && op->packed_bytes() > near ? nullptr : std::move(op);
+  // The saving is smaller for stride 2, and where direct int8 sums go on for many steps. It is lost where the weights, more
+  // than twice the direct ones, do not stay near.
+  if (s.stride_h == 2) {
+    if (steps_a_block > 2.5) return nullptr;
+    if (fours_pay(s))
+      if (OpPointer op = near(make<StrideTwoFour, Words>(s), kNearBytes)) return op;
+    return near(make<StrideTwo, Words>(s), kNearBytes);
+  }
+  return near(make<Words>(s), steps_a_block > 4 ? 2 * kNearBytes : INT64_MAX);
 }
 
 }  // namespace haq::avx2

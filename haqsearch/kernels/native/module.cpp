@@ -54,14 +54,14 @@ Epilogue epilogue(const Array<int64_t>& multiplier, const Array<int64_t>& offset
 
 std::shared_ptr<Op> conv(const Array<int8_t>& weight, int weight_bits, const Ints& geometry, int groups,
                          const Ints& input, const Epilogue& e, bool few_rows, const std::string& isa) {
-  if (weight.ndim() != 4 || geometry.size() != 6 || input.size() != 3)
-    throw std::invalid_argument("conv takes weights (N, C / groups, kh, kw), 6 numbers of geometry, 3 of the input");
+  if (weight.ndim() != 4 || geometry.size() != 8 || input.size() != 3)
+    throw std::invalid_argument("conv takes weights (N, C / groups, kh, kw), 8 numbers of geometry, 3 of the input");
   ConvSpec s;
   s.out_channels = static_cast<int>(weight.shape(0)), s.groups = groups;
   s.in_channels = static_cast<int>(weight.shape(1)) * groups;
   s.kernel_h = static_cast<int>(weight.shape(2)), s.kernel_w = static_cast<int>(weight.shape(3));
   s.stride_h = geometry[0], s.stride_w = geometry[1], s.pad_h = geometry[2], s.pad_w = geometry[3];
-  s.dilation_h = geometry[4], s.dilation_w = geometry[5];
+  s.dilation_h = geometry[4], s.dilation_w = geometry[5], s.height = geometry[6], s.width = geometry[7];
   s.weight = values(weight), s.weight_bits = weight_bits;
   s.input_low = input[0], s.input_high = input[1], s.input_zero_point = input[2];
   s.epilogue = e;

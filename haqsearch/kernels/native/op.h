@@ -39,6 +39,7 @@ struct Epilogue {
 struct ConvSpec {
   int in_channels = 0, out_channels = 0, groups = 1;
   int kernel_h = 1, kernel_w = 1, stride_h = 1, stride_w = 1, dilation_h = 1, dilation_w = 1, pad_h = 0, pad_w = 0;
+  int height = 1, width = 1;             // of the input, without padding: for the choice of a method
   std::vector<int8_t> weight;            // (out_channels, in_channels / groups, kernel_h, kernel_w)
   int weight_bits = 8;                   // every weight lies within two's complement of this width (1: -1, 0 .. see qformat)
   int input_low = 0, input_high = 255;   // every input code, border included, lies within
@@ -47,6 +48,8 @@ struct ConvSpec {
   Epilogue epilogue;
 
   int group_inputs() const { return in_channels / groups; }
+  int out_height() const { return (height + 2 * pad_h - dilation_h * (kernel_h - 1) - 1) / stride_h + 1; }
+  int out_width() const { return (width + 2 * pad_w - dilation_w * (kernel_w - 1) - 1) / stride_w + 1; }
   // The same epilogue for acc = sum x * weight: offset - zero_point * sum(weight) * multiplier.
   Epilogue folded() const;
   // Largest |sum x * weight| over any subset of the terms: fits int32, or the spec is refused before it comes here.
