@@ -160,22 +160,13 @@ class Linear final : public Op {
   int64_t units(const View&, int images) const override { return int64_t(images) * panels_; }
 
   void run(const View* in, const View& out, int64_t first, int64_t end) const override {
-    const size_t table = size_t(steps_) * Form::kTable;
-    std::vector<uint8_t> inputs(size_t(steps_) * Form::kInputs);  // zeros behind the last input
-    thread_local std::vector<uint8_t> tables;                     // kept: it is too large to be cleared for every row
-    if (tables.size() < kRows * table) tables.resize(kRows * table);
-    uint8_t* to[kRows];
-    int32_t sums[kRows];
+    thread_local std::vector<uint8_t> tables;
+    ReadyRows ready(tables, inputs_, size_t(steps_) * Form::kInputs, size_t(steps_) * Form::kTable);
     const auto prepare = [&](const Row* rows, int count) {
-      for (int r = 0; r < count; ++r) {
-        std::memcpy(inputs.data(), rows[r].from, inputs_);
-        Form::prepare(inputs.data(), steps_, tables.data() + r * table);
-        to[r] = rows[r].to;
-        sums[r] = std::accumulate(rows[r].from, rows[r].from + inputs_, 0);
-      }
+      ready.take(rows, count, [&](const uint8_t* x, uint8_t* to) { Form::prepare(x, steps_, to); });
     };
     for_rows(*in, out, panels_, first, end, prepare, [&](int panel, int row, int count) {
-      for (int r = row; r < row + count; ++r) finish(panel, tables.data() + r * table, to[r], sums[r]);
+      for (int r = row; r < row + count; ++r) finish(panel, ready.tables(r), ready.to[r], ready.sum[r]);
     });
   }
 

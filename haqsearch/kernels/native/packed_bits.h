@@ -50,6 +50,37 @@ struct Row {
 
 inline constexpr int kRows = 8;  // rows that go through the weights together
 
+// The same made ready: tables of their features, where their outputs go, the sums of their features.
+struct ReadyRows {
+  // features: of a row; padded: with zeros behind the last; table: bytes of a row's tables
+  ReadyRows(std::vector<uint8_t>& memory, int features, size_t padded, size_t table)
+      : tables_(memory), features_(features), table_(table), padded_(padded) {
+    if (tables_.size() < kRows * table) tables_.resize(kRows * table);
+  }
+
+  // make(features, tables) fills the tables of a row.
+  template <typename Make>
+  void take(const Row* rows, int count, Make make) {
+    for (int r = 0; r < count; ++r) {
+      std::copy_n(rows[r].from, features_, padded_.data());
+      make(padded_.data(), tables_.data() + r * table_);
+      to[r] = rows[r].to;
+      sum[r] = std::accumulate(rows[r].from, rows[r].from + features_, 0);
+    }
+  }
+
+  const uint8_t* tables(int row) const { return tables_.data() + row * table_; }
+
+  uint8_t* to[kRows];
+  int32_t sum[kRows];
+
+ private:
+  std::vector<uint8_t>& tables_;  // kept by the caller: too large to be cleared for every row
+  int features_;
+  size_t table_;
+  std::vector<uint8_t> padded_;
+};
+
 // A linear layer's unit is one panel of outputs for one image: image * panels + panel. Threads thus share the weights of
 // a single image, and the rows of several images read a panel while it is in the cache.
 //
