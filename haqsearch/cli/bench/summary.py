@@ -15,22 +15,25 @@ A ratio is the baseline's time over ours, both measured in turns in one process:
 """
 
 _KERNELS = """
-Torch's engines have int8 weights and uint8 activations whatever the policy. Without VNNI instructions they add pairs of products
-in int16, which saturates on codes of full range; ours are exact at every width. The last column is how much of the largest
-multiply-add rate of the instruction set (above, one core, in registers) the layers reach, in the median. What is missing there
-goes to broadcasting activations and loading weights (small numbers of channels), to the epilogue (64-bit multiplication and
-shift for every output; fewer instructions where sums fit int16), and in depthwise and first layers to short sums: nine or 27
-products an output leave the epilogue and the loads to bound them. Where one side has 7 bits, two of the three instructions for
-32 products are multiplications, of which a core starts two a cycle: "int8 pairs" above is the limit, and torch's engines without
-VNNI are made of the same three. Strided layers of 8 and of 7 bits alike are computed with 25 products of int16 where 36 are
-asked for (Winograd): "int16" above times 1.44 is their limit, of which transforming codes and sums takes a fifth with 16
-channels and an eighth with 32. With VNNI one instruction does 64 products of any width up to 8 bits: fewer bits are no faster
-there, until tables or bit counts are. A linear layer of one row is bound by reading its weights at 8 bits: see `gbyte_per_s` in
-the CSV and the reading rate above. With fewer bits it is bound by instructions, at four a cycle: for 128 products AVX2 takes
-about 14 at 4 bits (multiplications), and in tables about 6 at 1 bit, 12 at 2 and 18 at 3 (of these two look-ups and two
-additions a plane, the rest takes nibbles apart and widens sums), which is why 3 bits are no faster than 4. On a busy machine the
-rows of two threads tell who got the second core, more than anything else: compare the quartiles in the CSV, and the rows of one
-thread.
+Torch's engines have int8 weights and uint8 activations whatever the policy. Without VNNI instructions they add pairs of
+products in int16, which saturates on codes of full range; ours are exact at every width. The last column is how much of the
+largest multiply-add rate of the instruction set (above, one core, in registers) the layers reach, in the median. What is
+missing there goes to broadcasting activations and loading weights (small numbers of channels), to the epilogue (64-bit
+multiplication and shift for every output; fewer instructions where sums fit int16), and in depthwise and first layers to short
+sums: nine or 27 products an output leave the epilogue and the loads to bound them. Where one side has 7 bits, torch's engines
+without VNNI take three instructions for 32 products, two of them multiplications, of which a core starts two a cycle: "int8
+pairs" above is their limit. Ours add the sums of two such steps in int16, which fit if they start where their whole range
+does: six instructions for 64 products, three of them multiplications. Strided layers of 8 and of 7 bits alike are computed
+with 81 products of int16 where 144 are asked for (Winograd, tiles of four by four outputs), or with 25 for 36 where such tiles
+do not fill the image: "int16" above times 1.78 or 1.44 is their limit. Of their time, loops of multiplications take six tenths
+with 16 channels and eight with 128; the rest goes to transforming codes and sums, and to starting and ending those loops. With
+VNNI one instruction does 64 products of any width up to 8 bits: fewer bits are no faster there, until tables or bit counts
+are. A linear layer of one row is bound by reading its weights at 8 bits: see `gbyte_per_s` in the CSV and the reading rate
+above. With fewer bits it is bound by instructions, at four a cycle: for 128 products AVX2 takes about 14 at 4 bits and 13 at 3
+(multiplications), and in tables about 6 at 1 bit, 12 at 2 and 18 at 3 (of these two look-ups and two additions a plane, the
+rest takes nibbles apart and widens sums). So 3 bits are held two to a byte, like 4; only a layer of more than 16 million
+weights, for which reading is the limit, is held in planes, three bits a weight. On a busy machine the rows of two threads tell
+who got the second core, more than anything else: compare the quartiles in the CSV, and the rows of one thread.
 """
 
 
