@@ -62,17 +62,14 @@ struct Blocks {
 // must fit.
 inline Blocks cut_blocks(const int8_t* weights, int steps, int largest, int most = INT_MAX) {
   int32_t above[kStartLanes] = {}, below[kStartLanes] = {};  // the largest and the smallest sum each int16 lane can hold
-  const auto add = [&](const int8_t* step) {
+  const auto add = [&](const int8_t* step, int codes) {
     bool fits = true;
     for (int i = 0; i < kStepBytes; ++i) {
       int32_t* const sums = step[i] > 0 ? above : below;
-      sums[i / 2] += step[i] * largest;
+      sums[i / 2] += step[i] * codes;
       fits = fits && above[i / 2] - below[i / 2] <= UINT16_MAX;
     }
     return fits;
-  };
-  const auto take = [&](const int8_t* step) {
-    for (int i = 0; i < kStepBytes; ++i) (step[i] > 0 ? above : below)[i / 2] -= step[i] * largest;
   };
   Blocks blocks;
   int length = 0;
@@ -85,10 +82,10 @@ inline Blocks cut_blocks(const int8_t* weights, int steps, int largest, int most
   };
   for (int step = 0; step < steps; ++step, ++length) {
     const int8_t* const here = weights + step * kStepBytes;
-    if (length < most && add(here)) continue;
-    if (length < most) take(here);
+    if (length < most && add(here, largest)) continue;
+    if (length < most) add(here, -largest);
     cut();
-    add(here);
+    add(here, largest);
   }
   cut();
   return blocks;
