@@ -63,38 +63,33 @@ def _lower_factor(symmetric: Tensor) -> Tensor:
     return factor
 
 
-def descend(rows: Tensor, codes: Tensor, scale: Tensor, covariance: Tensor, grid: Grid, sweeps: int) -> Tensor:
+def descend(
+    rows: Tensor, codes: Tensor, slope: Tensor, scale: Tensor, covariance: Tensor, grid: Grid, sweeps: int
+) -> tuple[Tensor, Tensor]:
     """Codes of ``grid``, from ``codes``, after up to ``sweeps`` over all weights at a fixed scale; fewer if nothing moves.
 
     Cyclic coordinate descent: with the others fixed, the best code of one weight is a rounding [QuantEase, Behdin et al. 2023,
     2309.01885, lemma 1]. Done by native code where that is built; ``in_torch`` is what it has to equal, to the last bit.
-    ``rows`` and ``codes`` (G, N, K), ``scale`` (G, N), ``covariance`` (G, K, K), all float64: G groups of N channels.
+    ``rows`` and ``codes`` (G, N, K), ``scale`` (G, N), ``covariance`` (G, K, K), all float64: G groups of N channels. ``slope``
+    (G, N, K) is (rows - codes * scale) covariance; that of the new codes comes back with them.
     """
-    error = rows - codes * scale[..., None]
-    slope = error @ covariance
     if rows.device.type != "cpu" or best_backend() != "native":
-        return in_torch(rows, codes, error, slope, scale, covariance, grid, sweeps)
-    codes = codes.contiguous().clone()
+        return in_torch(rows, codes, slope, scale, covariance, grid, sweeps)
+    error = (rows - codes * scale[..., None]).contiguous()
+    codes, slope = codes.contiguous().clone(), slope.contiguous().clone()
     levels = None if grid.levels is None else grid.levels.double()
     step = None if grid.step is None else grid.step.double()
     get_backend("native").descend(
-        codes, error, slope.contiguous(), rows, scale, covariance, (grid.low, grid.high), levels, step, sweeps
+        codes, error, slope, rows, scale, covariance, (grid.low, grid.high), levels, step, sweeps
     )
-    return codes
+    return codes, slope
 
 
 def in_torch(
-    rows: Tensor,
-    codes: Tensor,
-    error: Tensor,
-    slope: Tensor,
-    scale: Tensor,
-    covariance: Tensor,
-    grid: Grid,
-    sweeps: int,
-) -> Tensor:
-    """The same from an ``error`` = rows - codes * scale and ``slope`` = error covariance; all channels move at once."""
-    codes, error, slope = codes.clone(), error.clone(), slope.clone()
+    rows: Tensor, codes: Tensor, slope: Tensor, scale: Tensor, covariance: Tensor, grid: Grid, sweeps: int
+) -> tuple[Tensor, Tensor]:
+    """``descend`` in torch; all channels move at once."""
+    codes, error, slope = codes.clone(), rows - codes * scale[..., None], slope.clone()
     variance = covariance.diagonal(dim1=1, dim2=2)
     for _ in range(sweeps):
         before = codes.clone()
@@ -107,4 +102,4 @@ def in_torch(
             slope += moved[..., None] * covariance[:, None, k, :]
         if before.equal(codes):
             break
-    return codes
+    return codes, slope

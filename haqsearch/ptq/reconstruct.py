@@ -27,6 +27,7 @@ VERSION = 2
 POSITIONS = 64  # output positions per image that enter the covariance: neighbours tell little new
 _NARROW = 4  # bits; only up to here the outcome depends on the first scale
 _TINY = torch.finfo(torch.float64).tiny
+_NOISE = 1e-4  # of the squared mean: what is always the same has no variance, and its rounded sums one of either sign
 _DAMPING = 1e-3  # of the mean variance, added to every variance: dead inputs must not leave weights undetermined
 
 
@@ -162,27 +163,31 @@ def reconstruct_weight(
         moments += statistics.mean[:, :, None] * statistics.mean[:, None, :]
     variance = moments.diagonal(dim1=1, dim2=2)
     variance += _DAMPING * variance.mean(1, keepdim=True).clamp(min=_TINY)
+    variance.copy_(torch.maximum(variance, _NOISE * statistics.mean.square()).clamp(min=_TINY))
     nearest = quantize_weight(weight, format, where)
     shape = (groups, -1, rows.shape[1])
     first = nearest.scale.double().reshape(rows.shape[:2])
     shared = format.computed_as.granularity == "tensor"  # no channel may move the scale of all
     starts = effort.starts if format.width <= _NARROW and not shared else (1.0,)
     # All first scales are descended from at once, as if each channel were there several times; nearest rounding competes.
-    many = rows.repeat(1, len(starts), 1)
+    many, wanted = (t.repeat(1, len(starts), 1) for t in (rows, rows @ moments))
     scale = torch.cat([first * start for start in starts], 1)
     grid = nearest.grid.reshaped(*rows.shape).repeated(1, len(starts), 1)
     codes = nearest_plane(many, scale, moments, grid)
+    product = codes @ moments
     for _ in range(effort.scales):
-        codes = descend(many, codes, scale, moments, grid, effort.sweeps)
+        codes, slope = descend(many, codes, wanted - product * scale[..., None], scale, moments, grid, effort.sweeps)
+        product = (wanted - slope) / scale[..., None]  # codes @ moments, for less
         if shared:
             break
-        product = codes @ moments
         power = (product * codes).sum(2)
         fitted = (product * many).sum(2) / power.clamp(min=_TINY)
         scale = torch.where((power > 0) & (fitted > 0), fitted, scale).float().double()
-    many, scale = torch.cat([many, rows], 1), torch.cat([scale, first], 1)
-    codes = torch.cat([codes, nearest.codes.double().reshape(rows.shape)], 1)
-    best = _error(many, codes, scale, moments).reshape(shape).argmin(1)  # (G, N / G)
+    usual = nearest.codes.double().reshape(rows.shape)
+    many, scale, codes = (torch.cat(two, 1) for two in ((many, rows), (scale, first), (codes, usual)))
+    slope = torch.cat([wanted, rows @ moments], 1) - torch.cat([product, usual @ moments], 1) * scale[..., None]
+    error = ((many - codes * scale[..., None]) * slope).sum(2)  # mean squared change of each output channel
+    best = error.reshape(shape).argmin(1)  # (G, N / G)
     scale = scale.reshape(shape).gather(1, best[:, None])[:, 0]
     codes = codes.reshape(groups, -1, *rows.shape[1:]).gather(1, best[:, None, :, None].expand(-1, -1, -1, size))[:, 0]
     correction = torch.einsum("gnk,gk->gn", rows - codes * scale[..., None], statistics.mean).reshape(-1).float()
@@ -192,9 +197,3 @@ def reconstruct_weight(
         scale=scale.reshape(-1).float(),
         bias_correction=correction if has_bias else None,
     )
-
-
-def _error(rows: Tensor, codes: Tensor, scale: Tensor, covariance: Tensor) -> Tensor:
-    """Mean squared change (G, N) of each output channel."""
-    change = rows - codes * scale[..., None]
-    return ((change @ covariance) * change).sum(2)

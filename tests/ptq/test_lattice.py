@@ -39,21 +39,27 @@ def problem(shape, format, seed, twins):
 @given(shapes, st.sampled_from(FORMATS), st.integers(0, 10_000), st.booleans(), st.integers(0, 6))
 def test_equals_the_one_in_torch(shape, format, seed, twins, sweeps):
     rows, codes, scale, covariance, grid = problem(shape, format, seed, twins)
-    before = codes.clone()
-    found = descend(rows, codes, scale, covariance, grid, sweeps)
-    error = rows - codes * scale[..., None]
-    assert torch.equal(found, in_torch(rows, codes, error, error @ covariance, scale, covariance, grid, sweeps))
-    assert torch.equal(codes, before), "the first codes are the caller's"
+    slope = (rows - codes * scale[..., None]) @ covariance
+    before = codes.clone(), slope.clone()
+    found, wanted = (way(rows, codes, slope, scale, covariance, grid, sweeps) for way in (descend, in_torch))
+    assert torch.equal(found[0], wanted[0]) and torch.equal(found[1], wanted[1])
+    assert torch.equal(codes, before[0]) and torch.equal(slope, before[1]), "what it begins with is the caller's"
+    change = rows - found[0] * scale[..., None]
+    torch.testing.assert_close(found[1], change @ covariance)
+    first = rows - codes * scale[..., None]
+    least, most = (((e @ covariance) * e).sum(2) for e in (change, first))
+    assert bool((least <= most * (1 + 1e-9) + 1e-12).all()), "descent never ascends"
 
 
 def test_the_number_of_threads_does_not_matter():
-    given_ = problem((2, 30, 36), "int3", 5, False)
+    rows, codes, scale, covariance, grid = problem((2, 30, 36), "int3", 5, False)
+    slope = (rows - codes * scale[..., None]) @ covariance
     before = torch.get_num_threads()
     try:
         found = []
         for threads in (1, 2, 4):
             torch.set_num_threads(threads)
-            found.append(descend(*given_, 4))
+            found.append(descend(rows, codes, slope, scale, covariance, grid, 4)[0])
     finally:
         torch.set_num_threads(before)
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])

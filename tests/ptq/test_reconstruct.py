@@ -292,3 +292,21 @@ def test_rows_of_a_convolution_are_its_patches_at_drawn_positions(kernel, stride
     chosen = torch.randperm(positions, generator=torch.Generator().manual_seed(seed))[:5]
     wanted = outputs.reshape(3, positions, groups, -1)[:, chosen].reshape(products.shape)
     assert torch.equal(products, wanted)
+
+
+@pytest.mark.parametrize("text", ["w8a2", "w2a2", "w3a8"])
+def test_inputs_that_are_always_the_same_have_defined_weights(text):
+    """Large and constant: their variance is what float32 sums are off, of either sign."""
+    from networks import prepared
+
+    from haqsearch.runtime import run_program
+    from haqsearch.spec import Choice
+
+    torch.manual_seed(0)
+    inputs = torch.full((300, 6), 1234.567)
+    model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, 4)).eval()
+    network = prepared(model, inputs)
+    policy = Policy.uniform(network.spec, Choice.parse(text))
+    for quick in (True, False):
+        program = network.in_order(policy, inputs, quick).lower(policy)
+        assert bool(run_program(program, inputs).isfinite().all())
