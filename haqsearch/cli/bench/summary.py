@@ -29,10 +29,10 @@ do not fill the image: "int16" above times 1.78 or 1.44 is their limit. Of their
 with 16 channels and eight with 128; the rest goes to transforming codes and sums, and to starting and ending those loops. With
 VNNI one instruction does 64 products of any width up to 8 bits: fewer bits are no faster there, until tables or bit counts
 are. A linear layer of one row is bound by reading its weights at 8 bits: see `gbyte_per_s` in the CSV and the reading rate
-above. With fewer bits it is bound by instructions, at four a cycle: for 128 products AVX2 takes about 14 at 4 bits and 13 at 3
+above. With fewer bits it is bound by instructions, at four a cycle: for 128 products AVX2 takes about 14 at 4 bits
 (multiplications), and in tables about 6 at 1 bit, 12 at 2 and 18 at 3 (of these two look-ups and two additions a plane, the
-rest takes nibbles apart and widens sums). So 3 bits are held two to a byte, like 4; only a layer of more than 16 million
-weights, for which reading is the limit, is held in planes, three bits a weight. On a busy machine the rows of two threads tell
+rest takes nibbles apart and widens sums), which is why 3 bits are no faster than 4. Two weights of 3 bits to a byte would take
+about 13, and a third more memory than the weights have bits. On a busy machine the rows of two threads tell
 who got the second core, more than anything else: compare the quartiles in the CSV, and the rows of one thread.
 """
 

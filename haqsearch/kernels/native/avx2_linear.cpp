@@ -1,10 +1,10 @@
-// Linear layers of few rows: weights of 1 to 4 bits, packed, taken apart in registers; more bits a byte each.
+// Linear layers of few rows, bound by reading their weights: 1 to 4 bits each, packed densely, taken apart in registers;
+// more bits a byte each.
 //
-// 1 and 2 bits: bit planes and tables, see avx2_planes.h.
+// 1 to 3 bits: bit planes and tables, see avx2_planes.h.
 // 4 bits: two inputs a byte, vpmaddubsw with the inputs made signed, which halves the sums: eight fit int16.
-// 3 bits: two inputs a byte as well, which takes a quarter less instructions than planes and tables; where so many bytes do not
-// stay in the cache, reading them is the limit, and they are planes, which leave no bit unused.
 #include <cstring>
+#include <type_traits>
 
 #include "avx2_epilogue.h"
 #include "avx2_planes.h"
@@ -14,25 +14,22 @@
 namespace haq {
 namespace {
 
-// 3 and 4 bits: a word is eight outputs, each four inputs in the low bits of its bytes and four in the ones above.
-template <int Bits>
-class TwoAByte {
+// 4 bits: a word is eight outputs, each four inputs in the low halves of its bytes and four in the high ones.
+class Nibbles {
   static constexpr int kWords = 4;
-  static constexpr int kRounds = Bits == 3 ? 2 : 1;  // words of the same outputs
 
  public:
   static constexpr int kOutputs = 8 * kWords;
-  static constexpr int kInputs = 8 * kRounds;
-  static constexpr int kStepBytes = kBytes * kWords * kRounds;
-  static constexpr int kTable = kInputs;
-  static constexpr bool kSigned = true;
-  static constexpr const char* kName = Bits == 3 ? "avx2 int16 blocks, 3-bit weights" : "avx2 int16 blocks, 4-bit weights";
+  static constexpr int kInputs = 8;
+  static constexpr int kStepBytes = kBytes * kWords;
+  static constexpr int kTable = 8;
+  static constexpr const char* kName = "avx2 int16 blocks, 4-bit weights";
 
   static void pack(const Codes& codes, int output, int input, uint8_t* step) {
-    for (int round = 0; round < kRounds; ++round, input += 8)
-      for (int n = 0; n < kOutputs; ++n)
-        for (int k = 0; k < 4; ++k)
-          *step++ = static_cast<uint8_t>(codes.at(output + n, input + k) | codes.at(output + n, input + 4 + k) << Bits);
+    for (int n = 0; n < kOutputs; ++n)
+      for (int k = 0; k < 4; ++k)
+        step[4 * n + k] =
+            static_cast<uint8_t>(codes.at(output + n, input + k) | codes.at(output + n, input + 4 + k) << 4);
   }
 
   // Inputs less 128. What that takes from the sums is given back by `Linear`: 128 times the sum of the codes.
@@ -61,7 +58,7 @@ class TwoAByte {
   }
 
  private:
-  static constexpr int kNarrow = 4;  // steps: 4 * 4 * 2 * 7 * 128 and 4 * 2 * 2 * 15 * 128 fit int16
+  static constexpr int kNarrow = 4;  // steps: 4 * 2 * 2 * 15 * 128 fits int16
 
   static __m256i four(const uint8_t* x) {
     int32_t bytes;
@@ -70,26 +67,13 @@ class TwoAByte {
   }
 
   static inline __attribute__((always_inline)) void add(const uint8_t* weight, const uint8_t* x, __m256i* narrow) {
-    __m256i low[kRounds], high[kRounds];
-#pragma GCC unroll 2
-    for (int round = 0; round < kRounds; ++round) low[round] = four(x + 8 * round), high[round] = four(x + 8 * round + 4);
+    const __m256i front = four(x), back = four(x + 4);
 #pragma GCC unroll 4
-    for (int word = 0; word < kWords; ++word, weight += kBytes) {
-      __m256i& sum = narrow[word];
-      if constexpr (Bits == 3) {
-        // Eight times the products of two upper codes fit int16, so both are shifted at once.
-        const __m256i w[2] = {load(weight), load(weight + kBytes * kWords)};
-        const __m256i eights = _mm256_add_epi16(_mm256_maddubs_epi16(_mm256_and_si256(w[0], _mm256_set1_epi8(0x38)), high[0]),
-                                                _mm256_maddubs_epi16(_mm256_and_si256(w[1], _mm256_set1_epi8(0x38)), high[1]));
-        for (int round = 0; round < 2; ++round)
-          sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(_mm256_and_si256(w[round], _mm256_set1_epi8(0x07)), low[round]));
-        sum = _mm256_add_epi16(sum, _mm256_srai_epi16(eights, 3));
-      } else {
-        const __m256i w = load(weight);
-        sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(low_nibbles(w), low[0]));
-        sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(low_nibbles(_mm256_srli_epi16(w, 4)), high[0]));
-      }
-      settle(sum);
+    for (int word = 0; word < kWords; ++word) {
+      const __m256i w = load(weight + word * kBytes), high = low_nibbles(_mm256_srli_epi16(w, 4));
+      narrow[word] = _mm256_add_epi16(narrow[word], _mm256_maddubs_epi16(low_nibbles(w), front));
+      narrow[word] = _mm256_add_epi16(narrow[word], _mm256_maddubs_epi16(high, back));
+      settle(narrow[word]);
     }
   }
 
@@ -107,7 +91,6 @@ class Wide {
   static constexpr int kInputs = 2;
   static constexpr int kStepBytes = 16 * kWords;
   static constexpr int kTable = 4;
-  static constexpr bool kSigned = false;
   static constexpr const char* kName = "avx2 int16, weights in bytes";
 
   static void pack(const Codes& codes, int output, int input, uint8_t* step) {
@@ -174,7 +157,7 @@ class Linear final : public Op {
   int64_t packed_bytes() const override { return panels_ * static_cast<int64_t>(panel_bytes()); }
 
  private:
-  static constexpr bool kSigned = Form::kSigned;
+  static constexpr bool kSigned = std::is_same_v<Form, Nibbles>;
   static constexpr size_t kLine = 64;
 
   size_t panel_bytes() const { return size_t(steps_) * Form::kStepBytes; }
@@ -203,17 +186,14 @@ class Linear final : public Op {
 }  // namespace
 
 OpPointer avx2_linear(const ConvSpec& spec) {
-  constexpr int64_t kNearWeights = int64_t(1) << 24;  // 8 MB of two weights a byte
   // The sum of the inputs times any weight must stay in int32.
   if (int64_t(spec.in_channels) * 255 * 255 > INT32_MAX || spec.out_channels < 64) return nullptr;
   const Codes codes(spec);
   switch (codes.levels.bits) {
     case 1: return std::make_unique<Linear<Planes<1>>>(codes);
     case 2: return std::make_unique<Linear<Planes<2>>>(codes);
-    case 3:
-      if (int64_t(spec.in_channels) * spec.out_channels > kNearWeights) return std::make_unique<Linear<Planes<3>>>(codes);
-      return std::make_unique<Linear<TwoAByte<3>>>(codes);
-    case 4: return std::make_unique<Linear<TwoAByte<4>>>(codes);
+    case 3: return std::make_unique<Linear<Planes<3>>>(codes);
+    case 4: return std::make_unique<Linear<Nibbles>>(codes);
     default: return std::make_unique<Linear<Wide>>(codes);
   }
 }

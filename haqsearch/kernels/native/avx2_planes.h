@@ -41,7 +41,6 @@ class Planes {
   static constexpr int kInputs = 8;         // of a step
   static constexpr int kStepBytes = kBytes * kWords;
   static constexpr int kTable = 64;         // bytes of tables for a step: twice two
-  static constexpr bool kSigned = false;
   static constexpr const char* kName = Bits == 1 ? "avx2 tables, 1-bit weights"
                                        : Bits == 2 ? "avx2 tables, 2-bit weights" : "avx2 tables, 3-bit weights";
 
