@@ -25,7 +25,7 @@ ROOMS: dict[str, set[str]] = {
     "config": set(),
     "data": set(),
     "quant": set(),
-    "calibrate": {"quant"},
+    "calibrate": {"kernels", "quant"},  # kernels: counting natively
     "kernels": {"quant"},
     "graph": {"quant", "calibrate"},
     "ptq": {"graph", "calibrate", "kernels", "quant"},  # kernels: rounding natively

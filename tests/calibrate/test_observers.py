@@ -185,6 +185,25 @@ def test_counts_are_those_of_torch(seed, exponent, relu):
     assert (observer.counts == wanted.numpy()).all()
 
 
+@laws
+@given(seeds, st.booleans(), st.integers(1, 4))
+def test_native_counts_are_those_of_numpy_with_any_number_of_threads(seed, relu, threads):
+    x = bell("gauss", 300_000, seed)
+    x = x.relu() if relu else x
+    before = torch.get_num_threads()
+    found = []
+    for backend in ("native", "reference"):
+        torch.set_num_threads(threads)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("haqsearch.calibrate.histogram.best_backend", lambda backend=backend: backend)
+            observer = HistogramObserver()
+            observer.update(x)
+            observer.update(x * 3)
+        torch.set_num_threads(before)
+        found.append(observer.counts)
+    assert (found[0] == found[1]).all()
+
+
 # -- each of them -------------------------------------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ portable     plain C++;  avx2, avx512 (VNNI), neon: SIMD
 executor     a whole network in C++: planned memory, threads
 network.py   what the executor is told, from Python
 descent      no operator of a network: rounding its weights (haqsearch/ptq/lattice.py)
+histogram    nor this: counting its values (haqsearch/calibrate/histogram.py)
 
 The functions below are the operators of ``haqsearch.kernels.schema``, one at a time, on tensors in torch's layout; they
 convert at each end. ``haqsearch.runtime`` runs whole programs without converting in between.
@@ -71,6 +72,11 @@ def descend(
     low, high = map(float, bounds)
     _native.descend(codes, error, slope, rows, scale, covariance, low, high, levels, between, step, sweeps,
                     torch.get_num_threads())  # fmt: skip
+
+
+def histogram(values: Tensor, low: float, step: float, counts: Tensor) -> None:
+    """Add the float32 ``values`` to ``counts`` (int64) of bins ``step`` wide from ``low`` on. On torch's number of threads."""
+    _native.histogram(values.contiguous().flatten(), low, step, counts, torch.get_num_threads())
 
 
 def epilogue(
@@ -256,6 +262,7 @@ __all__ = [
     "descend",
     "epilogue",
     "flatten_op",
+    "histogram",
     "isa",
     "isas",
     "linear",

@@ -13,6 +13,7 @@
 
 #include "descent.h"
 #include "executor.h"
+#include "histogram.h"
 #include "kernels.h"
 #include "peak.h"
 
@@ -163,6 +164,12 @@ NB_MODULE(_native, m) {
   }, nb::arg(), nb::arg(), nb::arg().none(), nb::arg());
   m.def("peaks", &peaks, nb::call_guard<nb::gil_scoped_release>());
   m.def("descend", &coordinate_descent);
+  m.def("histogram", [](const Array<float>& values, float low, float step,
+                        const nb::ndarray<int64_t, nb::c_contig, nb::device::cpu>& counts, int threads) {
+    if (!counts.size() || !(step > 0)) throw std::invalid_argument("a histogram has bins, and they have a width");
+    nb::gil_scoped_release release;
+    histogram(values.data(), values.size(), low, step, counts.data(), static_cast<int>(counts.size()), threads);
+  });
   m.def("read_memory", &read_memory, nb::call_guard<nb::gil_scoped_release>());
   m.def("copy", [] { return std::shared_ptr<Op>(make_copy()); });
   m.def("flatten", [] { return std::shared_ptr<Op>(make_flatten()); });
