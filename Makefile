@@ -28,7 +28,7 @@ test-sanitize: $(VENV)/.installed-dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build $(SANITIZED)
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 HAQ_NATIVE="$$(ls $(SANITIZED)/_native*.so)" \
-	  $(BIN)/python -m pytest -p tests.kernels.another_build tests/kernels/test_native.py tests/kernels/test_packed.py tests/ptq/test_lattice.py
+	  $(BIN)/python -m pytest -p tests.kernels.another_build tests/kernels/test_native.py tests/kernels/test_packed.py tests/ptq/test_lattice.py tests/calibrate/test_observers.py
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -76,9 +76,8 @@ class Finisher:
         made = [self.rounded(policy, names[policy.digest]) for policy in policies]
         if not qat.candidates:
             return made
-        left = sorted(made, key=self.score, reverse=True)[
-            : qat.candidates
-        ]  # stable: among equals the search's order holds
+        ranked = sorted(made, key=self.score, reverse=True)  # stable: among equals the search's order holds
+        left = ranked[: qat.candidates]
         if len(left) > 1:
             self.say(f"{len(left)} of {len(policies)} policies get a short fine-tune")
             steps = max(qat.steps // SHORT, 1)

@@ -204,6 +204,14 @@ def test_native_counts_are_those_of_numpy_with_any_number_of_threads(seed, relu,
     assert (found[0] == found[1]).all()
 
 
+def test_the_native_histogram_has_a_bin_for_any_value():
+    """Observers refuse what is not finite before; the kernel by itself reads and writes nothing outside all the same."""
+    native = pytest.importorskip("haqsearch.kernels.native", reason="the native kernels are not built")
+    counts = torch.zeros(8, dtype=torch.int64)
+    native.histogram(torch.tensor([torch.nan, torch.inf, -torch.inf, 1e38, -5.0, 2.5]), 0.0, 1.0, counts)
+    assert counts.tolist() == [3, 0, 1, 0, 0, 0, 0, 2]
+
+
 # -- each of them -------------------------------------------------------------------------------------------------------
 
 

@@ -30,7 +30,7 @@ void histogram(const float* values, int64_t count, float low, float step, int64_
         const int64_t size = std::min(kBlock, end - first);
         for (int64_t i = 0; i < size; ++i) {
           const float place = (values[first + i] - low) / step;
-          places[i] = static_cast<int32_t>(std::min(std::max(place, 0.0f), float(bins - 1)));
+          places[i] = static_cast<int32_t>(std::min(std::max(0.0f, place), float(bins - 1)));  // NaN: the first
         }
         for (int64_t i = 0; i < size; ++i) ++lanes[(i % kLanes) * bins + places[i]];
       }
