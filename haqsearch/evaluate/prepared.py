@@ -17,7 +17,7 @@ from haqsearch.graph.ranges import CalibratedRanges, calibrate
 from haqsearch.ptq.activation_ranges import OutputErrorFactors
 from haqsearch.ptq.balance import balanced
 from haqsearch.ptq.pipeline import Pipeline
-from haqsearch.ptq.sequential import reconstruct_in_order
+from haqsearch.ptq.sequential import FloatOutputs, reconstruct_in_order
 from haqsearch.qat import Finetuned
 from haqsearch.quant import QWeight
 from haqsearch.runtime import IntegerProgram, lower, run_program
@@ -38,6 +38,7 @@ class Prepared:
     ranges: CalibratedRanges
     weight: Callable[[str, Format], QWeight]
     memo: Memo = field(default_factory=Memo, repr=False, compare=False)
+    _quick: list[FloatOutputs] = field(default_factory=list, repr=False, compare=False)
 
     def lower(self, policy: Policy) -> IntegerProgram:
         """Integer program of ``policy``; a changed layer re-quantizes only itself."""
@@ -56,8 +57,17 @@ class Prepared:
         return min(found, other._in_order(policy, inputs, quick), key=lambda one: one._change(policy, inputs))
 
     def _in_order(self, policy: Policy, inputs: Tensor, quick: bool) -> Prepared:
-        weights = reconstruct_in_order(self.graph, self.plan, policy, self.ranges, inputs, quick=quick)
+        weights = reconstruct_in_order(self.plan, policy, self.ranges, self._float_outputs(inputs, quick))
         return replace(self, weight=lambda layer, _: weights[layer], memo=Memo())
+
+    def _float_outputs(self, inputs: Tensor, quick: bool) -> FloatOutputs:
+        """Kept for the many policies of a search, at half the inputs and positions; not for the few that are finished."""
+        kept = self._quick[0] if quick and self._quick else None
+        if kept is None or kept.graph is not self.graph or kept.inputs is not inputs:
+            kept = FloatOutputs(self.graph, inputs, quick)
+            if quick:
+                self._quick[:] = [kept]
+        return kept
 
     def _change(self, policy: Policy, inputs: Tensor) -> float:
         """Mean squared difference of the integer program's outputs on ``inputs`` and the float network's."""

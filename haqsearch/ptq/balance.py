@@ -35,7 +35,7 @@ from torch import Tensor
 from haqsearch.graph import Graph, Node, run_float
 from haqsearch.graph.plan import STREAM, make_plan
 from haqsearch.ptq.equalize import Scales, chains, rescaled
-from haqsearch.ptq.reconstruct import output_rows
+from haqsearch.ptq.reconstruct import draw_positions, output_rows
 from haqsearch.quant.grid import Grid, least_error_scale
 from haqsearch.spec import Format, Policy
 
@@ -65,7 +65,8 @@ def balancing_scales(graph: Graph, policy: Policy, batches: Iterable[Tensor], se
 
     def observe(node: Node, value: Tensor) -> None:
         if node.name in wanted:
-            kept.setdefault(node.name, []).append(output_rows(node, value, generator).transpose(1, 2).flatten(0, 1))
+            chosen = draw_positions(value.shape[2:], generator)
+            kept.setdefault(node.name, []).append(output_rows(node, value, chosen).transpose(1, 2).flatten(0, 1))
 
     seen = 0
     with torch.no_grad():

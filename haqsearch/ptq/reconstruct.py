@@ -9,8 +9,9 @@ least squares. The outcome depends on the layer and the format alone: prepared o
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 
 import torch
 import torch.nn.functional as F
@@ -71,7 +72,9 @@ class StatisticsCollector:
 
     def __call__(self, node: Node, value: Tensor) -> None:
         for layer in self.readers.get(node.name, ()):
-            rows = layer_rows(layer, self.graph.parameters[layer.weight], value, self.generator)  # (G, rows, K)
+            weight = self.graph.parameters[layer.weight]
+            chosen = draw_positions(output_size(layer, weight, value), self.generator)
+            rows = layer_rows(layer, weight, value, chosen)  # (G, rows, K)
             total, square, count = self.sums.get(layer.layer, (0.0, 0.0, 0))
             total = total + rows.sum(1).double()
             square = square + (rows.transpose(1, 2) @ rows).double()
@@ -98,10 +101,8 @@ def input_statistics(graph: Graph, batches: Iterable[Tensor], seed: int = 0) -> 
     return collector.statistics()
 
 
-def layer_rows(
-    layer: Node, weight: Tensor, x: Tensor, generator: torch.Generator, positions: int = POSITIONS
-) -> Tensor:
-    """Inputs of ``layer`` as rows (G, rows, K) at ``positions`` of every sample's output, drawn from ``generator``.
+def layer_rows(layer: Node, weight: Tensor, x: Tensor, chosen: Tensor) -> Tensor:
+    """Inputs of ``layer`` as rows (G, rows, K) at the ``chosen`` positions of every sample's output.
 
     A row goes over the kernel's places first, then over the channels: ``row_order`` brings what is made of rows into the order of
     flattened weights.
@@ -110,13 +111,7 @@ def layer_rows(
         return x.reshape(1, -1, x.shape[-1])
     at, groups = layer.attributes, layer.attributes["groups"]
     (up, left), (down, across), (high, wide) = at["stride"], at["dilation"], at["padding"]
-    height, width = (
-        (size + 2 * pad - gap * (kernel - 1) - 1) // step + 1
-        for size, pad, gap, kernel, step in zip(
-            x.shape[2:], (high, wide), (down, across), weight.shape[2:], (up, left), strict=True
-        )
-    )
-    chosen = torch.randperm(height * width, generator=generator)[:positions]
+    _, width = output_size(layer, weight, x)
     # Only the patches that were drawn are cut out, and all channels of a place at once: that is much of the time otherwise.
     row = (chosen // width * up)[:, None, None] + (torch.arange(weight.shape[2]) * down)[:, None]
     column = (chosen % width * left)[:, None, None] + torch.arange(weight.shape[3]) * across
@@ -124,6 +119,24 @@ def layer_rows(
     patches = places.index_select(1, (row * (x.shape[3] + 2 * wide) + column).flatten())
     rows = patches.reshape(len(x) * len(chosen), -1, groups, weight.shape[1])
     return rows.permute(2, 0, 1, 3).reshape(groups, len(rows), -1)
+
+
+def draw_positions(size: Sequence[int], generator: torch.Generator, positions: int = POSITIONS) -> Tensor:
+    """Up to ``positions`` positions of outputs of height and width ``size``, as indices into them flattened."""
+    return torch.randperm(prod(size), generator=generator)[:positions]
+
+
+def output_size(layer: Node, weight: Tensor, x: Tensor) -> tuple[int, ...]:
+    """Height and width of what ``layer`` makes of ``x``; none if it is linear."""
+    if layer.op == "linear":
+        return ()
+    at = layer.attributes
+    return tuple(
+        (size + 2 * pad - gap * (kernel - 1) - 1) // step + 1
+        for size, pad, gap, kernel, step in zip(
+            x.shape[2:], at["padding"], at["dilation"], weight.shape[2:], at["stride"], strict=True
+        )
+    )
 
 
 def row_order(weight: Tensor) -> Tensor:
@@ -134,11 +147,16 @@ def row_order(weight: Tensor) -> Tensor:
     return torch.arange(channels * kernel[0] * kernel[1]).reshape(-1, channels).T.flatten()
 
 
-def output_rows(layer: Node, y: Tensor, generator: torch.Generator, positions: int = POSITIONS) -> Tensor:
-    """Outputs of ``layer`` as rows (G, rows, N / G), where ``layer_rows`` with an equal ``generator`` takes the inputs."""
+def row_weights(weight: Tensor, groups: int) -> Tensor:
+    """Weights of a layer as (G, K, N / G): ``layer_rows`` times it are outputs, the bias apart."""
+    inverse = row_order(weight).argsort()
+    return weight.reshape(groups, weight.shape[0] // groups, -1)[:, :, inverse].transpose(1, 2)
+
+
+def output_rows(layer: Node, y: Tensor, chosen: Tensor) -> Tensor:
+    """Outputs of ``layer`` as rows (G, rows, N / G), at the ``chosen`` positions as ``layer_rows``."""
     if layer.op == "linear":
         return y.reshape(1, -1, y.shape[-1])
-    chosen = torch.randperm(y.shape[2] * y.shape[3], generator=generator)[:positions]
     rows = y.flatten(2)[:, :, chosen].reshape(len(y), layer.attributes["groups"], -1, len(chosen))
     return rows.permute(1, 0, 3, 2).reshape(layer.attributes["groups"], -1, rows.shape[2])
 

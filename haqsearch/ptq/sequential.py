@@ -1,14 +1,15 @@
 """Reconstruction in network order: every layer makes up for what the quantized layers before it have changed.
 
-Float and quantized network run side by side over the calibration inputs. At each layer the float network has inputs x and
-the quantized one x', and the codes are chosen so that W_q x' stays close to W x [the asymmetric objective of AdaRound, Nagel
-et al. 2020, 2004.10568, section 3.4]. With S = cov(x, x') and C = cov(x', x') that is least squares to W x, whose real-valued
-solution is W* = W S C^-1, and then the problem of ``reconstruct`` with W* for W. It depends on the whole policy, so it is for the
-few that are chosen.
+The quantized network is walked layer by layer over the calibration inputs, beside what the float network puts out there
+(``FloatOutputs``: the same for every policy). At each layer the float network has inputs x and the quantized one x', and codes
+are chosen so that W_q x' stays close to W x [the asymmetric objective of AdaRound, Nagel et al. 2020, 2004.10568, section 3.4].
+With C = cov(x', x') and d = W x - W x', what would be missing with the weights as they are, that is least squares to W x, whose
+real-valued solution is W* = W + cov(d, x') C^-1, and then the problem of ``reconstruct`` with W* for W. It depends on the whole
+policy, so it is for the few that are chosen.
 
 A layer whose output is only added to another value z, as at the end of a residual block, is to give the sum of the float
-network, not its own part of it: W x + z - z'. So it also makes up for what was lost beside it (the block-wise objective of BRECQ
-[Li et al. 2021, 2102.05426, section 3.2], one layer at a time).
+network, not its own part of it: d has z - z' added. So it also makes up for what was lost beside it (the block-wise objective of
+BRECQ [Li et al. 2021, 2102.05426, section 3.2], one layer at a time).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from haqsearch.graph import Graph, Node
+from haqsearch.graph import Graph, Node, run_float
 from haqsearch.graph.apply import fake_quantize
 from haqsearch.graph.execute import call_float, compute
 from haqsearch.graph.ir import LAYER_OPS, MOVES
@@ -30,15 +31,18 @@ from haqsearch.ptq.reconstruct import (
     QUICK,
     THOROUGH,
     InputStatistics,
+    draw_positions,
     layer_rows,
     output_rows,
+    output_size,
     reconstruct_weight,
     row_order,
+    row_weights,
 )
 from haqsearch.quant import QWeight
 from haqsearch.spec import Policy
 
-VERSION = 3
+VERSION = 4
 """Of the method: figures of another version are measured again."""
 
 _BATCH = 128
@@ -50,74 +54,108 @@ _NOISE = 1e-5  # of the mean square: what sums of float32 may be off
 Batches = list[Any]
 
 
-def reconstruct_in_order(
-    graph: Graph,
-    plan: Plan,
-    policy: Policy,
-    ranges: CalibratedRanges,
-    inputs: Tensor,
-    seed: int = 0,
-    quick: bool = False,
-) -> dict[str, QWeight]:
-    """Integer weights of every layer under ``policy``, with bias corrections, from calibration ``inputs`` (N, ...).
+class FloatOutputs:
+    """What every layer of the float network puts out on ``inputs`` (N, ...), its bias apart, at positions drawn for it.
 
-    One pass over the network; the values of all inputs that are still to be read are held at once. ``quick``: to tell policies
-    apart, from half of the inputs, half of the positions and with fewer sweeps.
+    With the value beside it added, where its output is only added to one. ``quick``: to tell policies apart, of half of the
+    inputs and at half of the positions.
+    """
+
+    def __init__(self, graph: Graph, inputs: Tensor, quick: bool = False, seed: int = 0) -> None:
+        self.graph, self.inputs, self.quick = graph, inputs, quick
+        self.batches = inputs[: (len(inputs) + 1) // 2 if quick else None].split(_BATCH)
+        self.beside = _beside(graph)
+        self.positions: dict[str, list[Tensor]] = {node.name: [] for node in graph.layers}  # of each batch
+        self.rows: dict[str, list[Tensor]] = {node.name: [] for node in graph.layers}  # (G, rows, N / G) of each batch
+        self._generator, self._count = torch.Generator().manual_seed(seed), POSITIONS // 2 if quick else POSITIONS
+        self._last = {name: node.name for node in graph.layers for name in self._read(node)}
+        self._values: dict[str, Tensor] = {}
+        with torch.no_grad():
+            for batch in self.batches:
+                run_float(graph, batch, self._observe)
+
+    def _read(self, node: Node) -> set[str]:
+        return {node.inputs[0], self.beside.get(node.name, node.inputs[0])}
+
+    def _observe(self, node: Node, value: Tensor) -> None:
+        if node.name in self.rows:
+            x, weight = self._values[node.inputs[0]], self.graph.parameters[node.weight]
+            chosen = draw_positions(output_size(node, weight, x), self._generator, self._count)
+            self.positions[node.name].append(chosen)
+            self.rows[node.name].append(self.outputs(node, chosen, self._values))
+            for name in self._read(node):
+                if self._last[name] == node.name:
+                    del self._values[name]
+        if node.name in self._last:
+            self._values[node.name] = value
+
+    def outputs(self, node: Node, chosen: Tensor, values: dict[str, Tensor]) -> Tensor:
+        """Rows (G, rows, N / G) that the float weights of ``node`` make of ``values``, the one beside added."""
+        weight, beside = self.graph.parameters[node.weight], self.beside.get(node.name)
+        groups = node.attributes.get("groups", 1)
+        rows = layer_rows(node, weight, values[node.inputs[0]], chosen) @ row_weights(weight, groups)
+        return rows if beside is None else rows + output_rows(node, values[beside], chosen)
+
+
+def _beside(graph: Graph) -> dict[str, str]:
+    """Layer's node -> the earlier value that its output is added to, and to nothing else."""
+    found, users = {}, graph.users
+    at = {node.name: i for i, node in enumerate(graph.nodes)}
+    for node in graph.layers:
+        add = users[node.name][0] if len(users[node.name]) == 1 else node
+        if add.op != "add" or node.name == graph.output or node.attributes.get("clamp"):
+            continue
+        others = [name for name in add.inputs if at[name] < at[node.name]]
+        if others and graph[others[0]].shape == node.shape:
+            found[node.name] = others[0]
+    return found
+
+
+def reconstruct_in_order(
+    plan: Plan, policy: Policy, ranges: CalibratedRanges, wanted: FloatOutputs
+) -> dict[str, QWeight]:
+    """Integer weights of every layer under ``policy``, with bias corrections, from the inputs of ``wanted``.
+
+    One pass over the network; the values of all inputs that are still to be read are held at once.
     """
     with torch.no_grad():
-        chosen = inputs[: (len(inputs) + 1) // 2] if quick else inputs
-        return _Walk(graph, plan, policy, ranges, seed, quick).weights(chosen)
+        return _Walk(plan, policy, ranges, wanted).weights()
 
 
 class _Walk:
-    def __init__(
-        self, graph: Graph, plan: Plan, policy: Policy, ranges: CalibratedRanges, seed: int, quick: bool
-    ) -> None:
-        self.positions, self.effort = (POSITIONS // 2, QUICK) if quick else (POSITIONS, THOROUGH)
-        self.graph, self.plan, self.policy, self.ranges = graph, plan, policy, ranges
-        self.generator, self.users = torch.Generator().manual_seed(seed), graph.users
-        self.float: dict[str, Batches] = {}  # node -> values of the float network, by batch
-        self.quantized: dict[str, dict[str, Batches]] = {}  # node -> slot -> values of the quantized network, by batch
+    def __init__(self, plan: Plan, policy: Policy, ranges: CalibratedRanges, wanted: FloatOutputs) -> None:
+        self.graph, self.wanted, self.effort = wanted.graph, wanted, QUICK if wanted.quick else THOROUGH
+        self.plan, self.policy, self.ranges = plan, policy, ranges
+        self.values: dict[str, dict[str, Batches]] = {}  # node -> slot -> values of the quantized network, by batch
         self.made: dict[str, QWeight] = {}
 
-    def weights(self, inputs: Tensor) -> dict[str, QWeight]:
+    def weights(self) -> dict[str, QWeight]:
         last = {name: i for i, node in enumerate(self.graph.nodes) for name in node.inputs}
-        batches = inputs.split(_BATCH)
         for i, node in enumerate(self.graph.nodes):
-            self._node(node, batches)
+            self.values[node.name] = self._node(node)
             for name in node.inputs:
                 if last[name] == i:
-                    del self.float[name], self.quantized[name]
+                    self.values.pop(name, None)
         return self.made
 
-    def _node(self, node: Node, inputs: tuple[Tensor, ...]) -> None:
+    def _node(self, node: Node) -> dict[str, Batches]:
         graph, slots = self.graph, self.plan.slots[node.name]
-        many = range(len(inputs))
-        exact = [{name: self.float[name][b] for name in node.inputs} for b in many]
         if node.op in MOVES:
-            self.float[node.name] = [compute(node, [values[node.inputs[0]]]) for values in exact]
-            source = self.quantized[node.inputs[0]]
-            self.quantized[node.name] = {slot: [compute(node, [value]) for value in source[slot]] for slot in slots}
-            return
-        read = {name: self.quantized[name][self.plan.slot(node, name)] for name in node.inputs}
-        rough = [{name: batches[b] for name, batches in read.items()} for b in many]
+            source = self.values[node.inputs[0]]
+            return {slot: [compute(node, [value]) for value in source[slot]] for slot in slots}
         if node.op == "input":
-            self.float[node.name], result = list(inputs), list(inputs)
-        elif node.op == "float":
-            self.float[node.name] = [call_float(node, values, graph.parameters) for values in exact]
-            result = [call_float(node, values, graph.parameters) for values in rough]
-        else:
-            weight = graph.parameters[node.weight] if node.weight else None
-            bias = graph.parameters[node.bias] if node.bias else None
-            self.float[node.name] = [
-                compute(node, list(values.values()), weight, bias) for values in _ordered(node, exact)
-            ]
-            if node.op in LAYER_OPS:
-                made = self._layer(node, exact, rough)
-                weight = made.dequantize()
-                bias = bias if made.bias_correction is None or bias is None else bias + made.bias_correction
-            result = [compute(node, list(values.values()), weight, bias) for values in _ordered(node, rough)]
-        self.quantized[node.name] = self._slots(node, slots, result)
+            return self._slots(node, slots, list(self.wanted.batches))
+        read = {name: self.values[name][self.plan.slot(node, name)] for name in node.inputs}
+        batches = [{name: values[b] for name, values in read.items()} for b in range(len(self.wanted.batches))]
+        if node.op == "float":
+            return self._slots(node, slots, [call_float(node, values, graph.parameters) for values in batches])
+        weight, bias = None, graph.parameters[node.bias] if node.bias else None
+        if node.op in LAYER_OPS:
+            made = self.made[node.layer] = self._layer(node, batches)
+            weight = made.dequantize()
+            bias = bias if made.bias_correction is None or bias is None else bias + made.bias_correction
+        inputs = ([values[name] for name in node.inputs] for values in batches)  # an operation may read one value twice
+        return self._slots(node, slots, [compute(node, values, weight, bias) for values in inputs])
 
     def _slots(self, node: Node, slots: tuple[str, ...], values: Batches) -> dict[str, Batches]:
         """The result in every format it is wanted in; narrowed from the stream where there is one, as lowering does."""
@@ -130,63 +168,47 @@ class _Walk:
             found[slot] = [v if params is None else fake_quantize(v, params) for v in values]
         return found
 
-    def _layer(self, node: Node, exact: list[dict[str, Tensor]], rough: list[dict[str, Tensor]]) -> QWeight:
-        weight = self.graph.parameters[node.weight]
-        name = node.inputs[0]
-        beside = self._beside(node)
-        sums: list[Any] = [0.0] * 6
-        count = 0
-        for before, after, lost in zip(exact, rough, beside, strict=True):
-            state = self.generator.get_state()
-            x = layer_rows(node, weight, before[name], self.generator, self.positions)  # (G, rows, K)
-            self.generator.set_state(state)  # the same positions
-            y = layer_rows(node, weight, after[name], self.generator, self.positions)
-            z = x.new_zeros(len(x), x.shape[1], 1)  # (G, rows, N / G), or nothing
-            if lost is not None:
-                self.generator.set_state(state)
-                z = output_rows(node, lost, self.generator, self.positions)
-            parts = (x.sum(1), y.sum(1), z.sum(1), *(v.transpose(1, 2) @ y for v in (x, y, z)))
-            sums = [total + part.double() for total, part in zip(sums, parts, strict=True)]
-            count += x.shape[1]
-        order = row_order(weight)
-        mean_x, mean_y, mean_z, *products = (total / count for total in sums)
-        mean_x, mean_y = mean_x[:, order], mean_y[:, order]
-        cross, square, lost_cross = (product[..., order] for product in products)
-        cross, square = cross[:, order], square[:, order]
+    def _layer(self, node: Node, batches: list[dict[str, Tensor]]) -> QWeight:
+        weight, order = self.graph.parameters[node.weight], row_order(self.graph.parameters[node.weight])
+        mean, missing, square, cross = self._moments(node, batches)
+        mean, square, cross = mean[:, order], square[:, order][:, :, order], cross[:, :, order]
         # Values that are always the same have no other variance than what the sums are off.
         noise = _NOISE * square.shape[1] * square.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-30)
         if node.bias:
-            cross = cross - mean_x[:, :, None] * mean_y[:, None, :]
-            square = square - mean_y[:, :, None] * mean_y[:, None, :]
-            lost_cross = lost_cross - mean_z[:, :, None] * mean_y[:, None, :]
+            square = square - mean[:, :, None] * mean[:, None, :]
+            cross = cross - missing[:, :, None] * mean[:, None, :]
         rows = weight.double().reshape(len(square), -1, square.shape[1])  # (G, N / G, K)
         ridge = torch.maximum(_RIDGE * square.diagonal(dim1=1, dim2=2).mean(1), noise)
         damped = square + ridge[:, None, None] * torch.eye(square.shape[1], dtype=torch.float64)
-        # W* = (W S + cov(z - z', x')) C^-1, written as a change of W so that the ridge pulls towards W and not towards zero.
-        wanted = rows @ (cross - square) + lost_cross
-        target = rows + torch.linalg.solve(damped, wanted.transpose(1, 2)).transpose(1, 2)
+        # Written as a change of W, so that the ridge pulls towards W and not towards zero.
+        target = rows + torch.linalg.solve(damped, cross.transpose(1, 2)).transpose(1, 2)
         choice = self.policy[node.layer].weight
-        statistics = InputStatistics(mean_y, square)
         made = reconstruct_weight(
-            target.reshape(weight.shape), choice, statistics, f"layer {node.layer}", bool(node.bias), self.effort
-        )
-        if made.bias_correction is not None:  # it is (W* - W_q) mean(x'); wanted is W mean(x) + mean(z - z')
-            drift = torch.einsum("gnk,gk->gn", rows, mean_x) - torch.einsum("gnk,gk->gn", target, mean_y) + mean_z
+            target.reshape(weight.shape), choice, InputStatistics(mean, square), f"layer {node.layer}", bool(node.bias),
+            self.effort,
+        )  # fmt: skip
+        if made.bias_correction is not None:  # it is (W* - W_q) mean(x'); wanted is (W - W_q) mean(x') + mean(d)
+            drift = missing - torch.einsum("gnk,gk->gn", target - rows, mean)
             made = replace(made, bias_correction=made.bias_correction + drift.reshape(-1).float())
-        self.made[node.layer] = made
         return made
 
-    def _beside(self, node: Node) -> Batches:
-        """z - z' of the value z that the output of ``node`` is added to, by batch; Nones if there is none, or not yet."""
-        users = self.users[node.name]
-        add = users[0] if len(users) == 1 and users[0].op == "add" and node.name != self.graph.output else None
-        others = [name for name in add.inputs if name != node.name and name in self.quantized] if add else []
-        if add is None or not others or node.attributes.get("clamp") or self.graph[others[0]].shape != node.shape:
-            return [None] * len(self.float[node.inputs[0]])
-        rough = self.quantized[others[0]][self.plan.slot(add, others[0])]
-        return [exact - z for exact, z in zip(self.float[others[0]], rough, strict=True)]
-
-
-def _ordered(node: Node, batches: list[dict[str, Any]]) -> list[dict[int, Any]]:
-    """Inputs by position: an operation may read one value twice."""
-    return [{i: values[name] for i, name in enumerate(node.inputs)} for values in batches]
+    def _moments(self, node: Node, batches: list[dict[str, Tensor]]) -> list[Tensor]:
+        """Means of x' (G, K), of d (G, N / G), of x' x' (G, K, K) and of d x' (G, N / G, K), in the order of rows."""
+        weight, beside = self.graph.parameters[node.weight], self.wanted.beside.get(node.name)
+        columns = row_weights(weight, node.attributes.get("groups", 1))
+        added = None
+        if beside is not None:
+            add = self.graph.users[node.name][0]
+            added = self.values[beside][self.plan.slot(add, beside)]
+        sums: list[Any] = [0.0] * 4
+        count = 0
+        for b, values in enumerate(batches):
+            chosen = self.wanted.positions[node.name][b]
+            x = layer_rows(node, weight, values[node.inputs[0]], chosen)  # (G, rows, K)
+            missing = self.wanted.rows[node.name][b] - x @ columns
+            if added is not None:
+                missing = missing - output_rows(node, added[b], chosen)
+            parts = (x.sum(1), missing.sum(1), x.transpose(1, 2) @ x, missing.transpose(1, 2) @ x)
+            sums = [total + part.double() for total, part in zip(sums, parts, strict=True)]
+            count += x.shape[1]
+        return [total / count for total in sums]

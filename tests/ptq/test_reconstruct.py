@@ -16,8 +16,10 @@ from haqsearch.ptq.reconstruct import (
     QUICK,
     THOROUGH,
     InputStatistics,
+    draw_positions,
     input_statistics,
     layer_rows,
+    output_size,
     reconstruct_weight,
     row_order,
 )
@@ -209,7 +211,7 @@ def test_network_order_without_quantization_error_before_it_is_layer_by_layer():
     from haqsearch.graph.plan import make_plan
     from haqsearch.graph.ranges import calibrate
     from haqsearch.ptq import prepare
-    from haqsearch.ptq.sequential import reconstruct_in_order
+    from haqsearch.ptq.sequential import FloatOutputs, reconstruct_in_order
     from haqsearch.spec import Choice
 
     torch.manual_seed(0)
@@ -219,7 +221,7 @@ def test_network_order_without_quantization_error_before_it_is_layer_by_layer():
     graph = prepare(trace(model, codes[:2], "one"))
     ranges = calibrate(graph, [codes])
     policy = Policy({graph.layers[0].layer: Choice.parse("w3a8")})
-    made = reconstruct_in_order(graph, make_plan(graph), policy, ranges, codes)[graph.layers[0].layer]
+    (made,) = reconstruct_in_order(make_plan(graph), policy, ranges, FloatOutputs(graph, codes)).values()
     alone = reconstruct_weight(model.weight.detach(), Format("int", 3), statistics_of(codes))
     assert ranges.params(graph.input.name, Format("uint", 8)).scale == 1.0
     assert torch.equal(made.codes, alone.codes)
@@ -255,9 +257,7 @@ def test_a_layer_makes_up_for_what_is_lost_beside_it(monkeypatch):
         for alone in (True, False):
             with monkeypatch.context() as patch:
                 if alone:
-                    patch.setattr(
-                        sequential._Walk, "_beside", lambda walk, node: [None] * len(walk.float[node.inputs[0]])
-                    )
+                    patch.setattr(sequential, "_beside", lambda graph: {})
                 program = network.in_order(policy, inputs).lower(policy)
             errors.append(float((run_program(program, inputs) - wanted).pow(2).mean()))
         assert errors[1] < 0.9 * errors[0], errors
@@ -284,7 +284,9 @@ def test_rows_of_a_convolution_are_its_patches_at_drawn_positions(kernel, stride
         outputs = (
             model(x).flatten(2).permute(0, 2, 1).reshape(-1, groups, 8 // groups)
         )  # every position of every sample
-    drawn = layer_rows(layer, model.weight.detach(), x, torch.Generator().manual_seed(seed), positions=5)
+    weight = model.weight.detach()
+    chosen = draw_positions(output_size(layer, weight, x), torch.Generator().manual_seed(seed), positions=5)
+    drawn = layer_rows(layer, weight, x, chosen)
     positions = outputs.shape[0] // 3
     assert drawn.shape[1] == 3 * min(5, positions)
     drawn = drawn[:, :, row_order(model.weight)]
