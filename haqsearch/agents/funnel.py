@@ -4,12 +4,16 @@
 2. A surrogate (``surrogate.py``) starts from the table and is corrected by every evaluation.
 3. Of thousands of policies inside the budget - neighbours of the best ones found, and the exact optimum of the additive
    part of what has been learned - the one with the largest expected improvement is evaluated next.
+
+A trade-off is a budget that moves: every proposal is the funnel's for a limit on each metric of the trade-off, and the limits go
+through what is worth having evenly from one to the next (the epsilon constraints of Haimes et al., 1971). All of them learn
+from the evaluations of all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -19,10 +23,11 @@ from optuna.trial import FrozenTrial
 from haqsearch.agents.assignment import Assignment
 from haqsearch.agents.base import Agent
 from haqsearch.agents.ilp import pairs_of
-from haqsearch.agents.problem import Key
+from haqsearch.agents.problem import Key, Problem
+from haqsearch.agents.repair import repair
 from haqsearch.agents.surrogate import Surrogate
 from haqsearch.errors import BudgetError
-from haqsearch.spec import Policy
+from haqsearch.spec import Limit, Policy
 
 Floats = npt.NDArray[np.float64]
 Keys = npt.NDArray[np.intp]
@@ -34,6 +39,7 @@ _PARENTS = 8  # policies whose neighbours they are
 # The region of trust, in multiples of the best policy's: of the table's prediction, beyond which a policy is neither looked at
 # nor learned from (a wide prior on a huge rise would promise wonders there); and of the loss, beyond which worse is no worse.
 _TRUST, _FAR = 2.0, 4.0
+_ON_IT = 1e-12  # of a limit, by which a share may be off
 
 
 @dataclass(eq=False, repr=False)
@@ -43,6 +49,7 @@ class Funnel(Agent):
     slack   shares of the budget left free by the first proposals, one each
     """
 
+    several_objectives = True
     needs_sensitivity = True
 
     slack: tuple[float, ...] = (0.0, 0.02, 0.05)
@@ -52,20 +59,49 @@ class Funnel(Agent):
         self._assignment = Assignment(self.problem, additive)
 
     def propose(self, study: Study, trial: FrozenTrial) -> Policy:
+        turn = trial.number - len(self.problem.openings)
+        if not self.problem.tradeoff:
+            return self._wish(study, trial, turn)
+        level = self._level(turn)
+        try:
+            wish = replace(self, problem=level)._wish(study, trial, turn)
+            return wish if level.feasible(wish) else repair(level, wish, level.known_feasible)
+        except BudgetError:  # metrics at odds: nothing is inside all their limits
+            return self.problem.known_feasible
+
+    def _level(self, turn: int) -> Problem:
+        """The problem under a limit on each metric of the trade-off, between its least and its reference.
+
+        Quasi-random: the additive recurrence of Roberts (2018), whose points are spread evenly after every one.
+        """
+        problem = self.problem
+        least = problem.costing.costs(problem.space.policy([0] * len(problem.space.variables)))
+        step, limits = 2.0, []
+        for _ in range(32):  # the root of step ** (d + 1) = step + 1
+            step = (1 + step) ** (1 / (len(problem.tradeoff) + 1))
+        for k, (metric, most) in enumerate(problem.reference.items(), 1):
+            value = least[metric] + max(most - least[metric], 0.0) * ((0.5 + (turn + 1) / step**k) % 1)
+            limits.append(Limit(metric, value, f"{metric} <= {value:.6g}"))
+        return replace(
+            problem, limits=(*problem.limits, *limits), tradeoff=(), warm_starts=(), measure=lambda: problem.sensitivity
+        )
+
+    def _wish(self, study: Study, trial: FrozenTrial, turn: int) -> Policy:
         problem = self.problem
         rises = [np.array(losses) for losses in problem.sensitivity.losses(problem.space)]
-        turn = trial.number - len(problem.openings)
         if turn < len(self.slack):
             return problem.space.policy(self._exact(rises, self.slack[turn], pairs=True))
         keys, losses = self._seen(study)
-        if not len(keys):  # nothing could be evaluated so far
+        inside = (self._assignment.shares(keys) <= 1 + _ON_IT).all(axis=0)  # without a trade-off all are
+        if not inside.any():  # nothing could be evaluated so far
             return problem.space.policy(self._exact([r * f for r, f in zip(rises, self._shaken(trial), strict=True)]))
-        least = float(losses.min())
-        within = self._trusted(rises, keys[int(np.argmin(losses))])
+        least = float(losses[inside].min())
+        within = self._trusted(rises, keys[inside][int(np.argmin(losses[inside]))])
         near = within(keys)
         surrogate = Surrogate(rises, keys[near], np.minimum(losses[near], _FAR * least))
         exact = self._assignment.widened(np.array([self._exact(surrogate.additive())], dtype=np.intp))
-        best = keys[near][np.argsort(losses[near], kind="stable")[:_PARENTS]]
+        parents = near & inside
+        best = keys[parents][np.argsort(losses[parents], kind="stable")[:_PARENTS]]
         new = self._filter(study, trial, within)
         chosen = self._climb(surrogate, np.concatenate([best, exact]), least, new, self.rng(trial))
         return problem.space.policy([int(c) for c in (exact[0] if chosen is None else chosen)])
@@ -100,7 +136,8 @@ class Funnel(Agent):
         problem = self.problem
         trials = self.completed(study)
         keys = [problem.space.indices(problem.policy_of(trial.params)) for trial in trials]
-        losses = np.array([problem.objective.ideal - trial.values[0] for trial in trials])
+        scores = [problem.objective.from_even(t.values[0]) if len(t.values) > 1 else t.values[0] for t in trials]
+        losses = problem.objective.ideal - np.array(scores)
         return np.array(keys, dtype=np.intp).reshape(len(keys), len(problem.space.variables)), losses
 
     @staticmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from math import log
+from math import exp, log
 from typing import Any
 
 
@@ -30,6 +30,10 @@ class Objective:
         is below 1e-6 nats counts as 1e-6. Accuracies stay as they are.
         """
         return score if self.sign > 0 else -log(max(-score, 1e-6))
+
+    def from_even(self, value: float) -> float:
+        """The score that is at ``value`` on the even scale; to the last few bits, and no better than 1e-6 of a loss."""
+        return value if self.sign > 0 else -exp(-value)
 
 
 OBJECTIVES: dict[str, Objective] = {

@@ -111,4 +111,5 @@ def test_an_even_scale_pays_the_same_for_every_halving(objective):
     assert even(-0.2) - even(-0.4) == pytest.approx(even(-2.0) - even(-4.0))
     assert even(-0.1) > even(-0.2)
     assert even(-0.0) > even(-1e-3)
-    assert OBJECTIVES["accuracy"].even(0.9) == 0.9
+    assert [OBJECTIVES[objective].from_even(even(-x)) for x in (1e-5, 0.3, 40.0)] == pytest.approx([-1e-5, -0.3, -40.0])
+    assert OBJECTIVES["accuracy"].even(0.9) == OBJECTIVES["accuracy"].from_even(0.9) == 0.9
