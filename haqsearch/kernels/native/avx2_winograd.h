@@ -1,5 +1,5 @@
 // Winograd's minimal filtering of 3 x 3 in integers, two by two or four by four outputs at a time: what is transformed how, and
-// in what order the products lie. See avx2_winograd.cpp, which alone includes this.
+// in what order the products lie. Included by the files avx2_winograd*, of which avx2_winograd.cpp is the beginning.
 #pragma once
 
 #include <immintrin.h>
