@@ -159,6 +159,7 @@ inline __attribute__((always_inline)) void accumulate(const Factors& f, __m256i 
   }
   for (const Run* run = f.run; run != f.end; ++run) {
     const int8_t* const stop = weights + std::ptrdiff_t(run->steps) * kStepBytes;
+#pragma GCC unroll 2  // runs are short: half the turns
     for (std::ptrdiff_t at = run->offset; weights != stop; weights += kStepBytes, at += 4) {
       __m256i w[Halves];
 #pragma GCC unroll 2
