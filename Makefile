@@ -1,11 +1,14 @@
 # make search   a search from nothing: environment, installation, search, report
-# make test     lint, types and tests, in an environment of their own making
+# make test     lint, types and tests (a worker on each core), in an environment of their own making
 # make test-all the slow tests too
 # make test-sanitize  the native kernels' tests, built with AddressSanitizer and UndefinedBehaviorSanitizer
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
+
+# A file's tests stay together: they share what is dear to make.
+WORKERS := -n auto --dist loadfile
 
 .PHONY: search test test-all test-sanitize lint clean
 
@@ -14,10 +17,10 @@ search: $(VENV)/.installed
 	@echo "Open results/digits-bismo-edge/report.html in a browser."
 
 test: $(VENV)/.installed-dev lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(WORKERS)
 
 test-all: $(VENV)/.installed-dev lint
-	$(BIN)/python -m pytest -m ''
+	$(BIN)/python -m pytest $(WORKERS) -m ''
 
 # Python itself is not built so: the sanitizers' libraries come first, and what it leaks is its own.
 SANITIZED := build/sanitize

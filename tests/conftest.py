@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("haqsearch", deadline=None)  # timings decide no test
+settings.load_profile("haqsearch")
 
 # Read by torch when it is first imported. On busy cores two threads that wait for each other take five times as long as one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -29,17 +34,25 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """
     named = [Path(part) for part in os.environ.get("HAQSEARCH_DATA", "").split(os.pathsep) if part]
     roots = [folder for folder in [*named, CHECKOUT.parent / "shared" / "data"] if folder.is_dir()]
-    missing = [part for part, name in PARTS.items() if not any((root / name).exists() for root in roots)]
+    missing = _missing(roots)
     packed = next((root for root in roots if (root / "unpack.py").is_file()), None)
     if missing and packed:
-        unpacked = tmp_path_factory.getbasetemp().parent / "haqsearch-data"
-        subprocess.run(
-            [sys.executable, str(packed / "unpack.py"), str(unpacked), "--only", *missing], check=True, timeout=120
-        )
+        # A worker of pytest-xdist has a folder of its own one level further down.
+        lasting = tmp_path_factory.getbasetemp().parents[1 if "PYTEST_XDIST_WORKER" in os.environ else 0]
+        unpacked = lasting / "haqsearch-data"
+        with (lasting / "haqsearch-data.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if left := _missing([*roots, unpacked]):
+                command = [sys.executable, str(packed / "unpack.py"), str(unpacked), "--only", *left]
+                subprocess.run(command, check=True, timeout=120)
         return [*roots, unpacked]
     if "cifar10" in missing:
         pytest.skip("needs CIFAR-10 and the public checkpoints: set HAQSEARCH_DATA to the folder that holds them")
     return roots
+
+
+def _missing(roots: list[Path]) -> list[str]:
+    return [part for part, name in PARTS.items() if not any((root / name).exists() for root in roots)]
 
 
 @pytest.fixture(scope="session")
