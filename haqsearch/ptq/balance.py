@@ -43,7 +43,10 @@ VERSION = 2
 """Of the method: figures of another version are measured again."""
 
 STRENGTH = 0.5
+"""How far of the way to equal ranges, in [0, 1]: 0 leaves every channel as it is (SmoothQuant's alpha)."""
+
 IMAGES = 256
+"""Calibration samples, at most, that the scales are found from."""
 
 
 def balanced(graph: Graph, policy: Policy, batches: Iterable[Tensor]) -> Graph:
