@@ -61,7 +61,7 @@ def test_a_space_too_large_to_enumerate_is_refused(base, call):
 @pytest.mark.slow
 def test_bits_keep_their_average_to_the_byte(base, call):
     result = call("bench", "bits", "large.toml", "--agent", "ilp", "--evaluations", "9", "--bits", "4", "--bops", "0.3",
-                  "--finalists", "2", "--out", "out", cwd=base)  # fmt: skip
+                  "--finalists", "2", "--orders", "2", "--out", "out", cwd=base)  # fmt: skip
     assert result.code == 0, result.err
     rows = json.loads((base / "out" / "bits-large.json").read_text())["rows"]
     assert {row["contest"] for row in rows} == {"4 bits", "BOPs 0.3"}
@@ -75,6 +75,12 @@ def test_bits_keep_their_average_to_the_byte(base, call):
     page = (base / "out" / "README.md").read_text()
     assert "At the same average bits" in page
     assert all(f" {row['finished_kl']:.4f} |" in page for row in rows)
+    for row in rows:
+        first, other = row["finished_kls"]
+        assert first == row["finished_kl"] and row["finished_accuracies"][0] == row["finished_accuracy"]
+        low, high = sorted((first, other))
+        assert f" {(first + other) / 2:.4f} ({low:.4f} .. {high:.4f}) |" in page
+    assert any(len(set(row["finished_kls"])) > 1 for row in rows), "another order ends elsewhere"
 
 
 @pytest.mark.slow

@@ -42,6 +42,10 @@ def command(
         Optional[int],  # noqa: UP045
         typer.Option("--finalists", min=1, help="Best of each search that are finished, else the recipe's number."),
     ] = None,
+    orders: Annotated[
+        int,
+        typer.Option("--orders", min=1, help="Orders of the calibration samples in which every policy is finished."),
+    ] = 1,
     elsewhere: Annotated[
         Optional[list[Path]],  # noqa: UP045
         typer.Option("--policies", metavar="DIR", help="Folders of policy files: each is scored where it fits."),
@@ -54,7 +58,9 @@ def command(
 ) -> None:
     """A search at every average of weight bits, beside the same bits everywhere, more bits early, and policies from files.
 
-    Everything is scored on the report split twice: rounded as the search scores it, and as the recipe's preset finishes it.
+    Everything is scored on the report split twice: rounded as the search scores it, and as the recipe's preset finishes it. In
+    another order of the calibration samples rounding sees other positions of them and ends elsewhere: what is chance in a figure
+    shows in --orders. A killed one goes on.
     """
     from haqsearch.cli.bench.search import WORK, about, say, single_thread
     from haqsearch.cli.bench.search_page import write_page
@@ -67,7 +73,7 @@ def command(
     rows: list[dict[str, Any]] = []
     for contest in _contests(stage, _numbers(averages), bops):
         for row in contest.rows(agent or stage.assembly.recipe.agent, evaluations, finalists, elsewhere or ()):
-            rows.append(row)
+            rows.append({**row, **contest.again(row, orders)})
             say(f"{contest.title}, {row['policy']}: {row['accuracy']:.2%}, finished {row['finished_accuracy']:.2%}")
         write_json_atomic(path, {**about(stage), "schema_version": SCHEMA_VERSION, "budget": [], "rows": rows})
     write_page(out)
@@ -133,6 +139,14 @@ class Contest:
         for name, policy, own in self._others(stage.assembly, elsewhere):
             yield {**self._scored(stage, name, policy, policy), **({} if own is None else {"own_accuracy": own})}
 
+    def again(self, row: Mapping[str, Any], orders: int) -> dict[str, list[float]]:
+        """Report accuracies and divergences of the finished policy of ``row``, from every order of the calibration samples."""
+        from haqsearch.spec import Choice, Policy
+
+        policy = Policy({layer: Choice.parse(text) for layer, text in row["finished_layers"].items()})
+        found = [self._finished(self.stage, policy, "report", order) for order in range(orders)]
+        return {"finished_accuracies": [s.accuracy for s in found], "finished_kls": [s.kl for s in found]}
+
     def _searched(self, stage: Stage, agent: str, evaluations: int, count: int) -> tuple[list[Policy], float]:
         """The best policy that ``agent`` finds, then those to be finished - of the second search, if the recipe has one -, and
         seconds of the processor, those of its sensitivity table included.
@@ -151,14 +165,19 @@ class Contest:
         return policies, max(time.process_time() - start, known)
 
     @staticmethod
-    def _finished(stage: Stage, policy: Policy, split: str) -> Scores:
-        """Scores of ``policy`` with its weights rounded in network order."""
+    def _finished(stage: Stage, policy: Policy, split: str, order: int = 0) -> Scores:
+        """Scores of ``policy`` rounded in network order, from the calibration samples in an ``order`` of theirs."""
+        import torch
+
         a = stage.assembly
 
         def make() -> Scores:
-            return a.evaluator.score(a.prepared.in_order(policy, a.splits.calibrate[0]).lower(policy), split)
+            inputs = a.splits.calibrate[0]
+            if order:
+                inputs = inputs[torch.randperm(len(inputs), generator=torch.Generator().manual_seed(order))]
+            return a.evaluator.score(a.prepared.in_order(policy, inputs).lower(policy), split)
 
-        return stage.scores.remembered(f"{policy.digest} in order", split, make).scores
+        return stage.scores.remembered(f"{policy.digest} in order{order or ''}", split, make).scores
 
     def _others(self, a: Assembly, elsewhere: Sequence[Path]) -> Iterator[tuple[str, Policy, float | None]]:
         """Name, policy, and the report accuracy in the tool it is from: of the widest by each rule, and those from files."""
@@ -250,6 +269,12 @@ How far the finished network's answers are from the float network's, on the repo
 in nats. Labels aside, it tells policies apart where accuracies lie within each other's error:
 """
 
+_ORDERS = """
+What of that is chance: every finished policy rounded anew from the calibration samples in {} orders, which takes other positions
+of them into account. Mean accuracy and mean divergence, and in brackets the least and the most. (A policy was chosen by its
+score in the first order, on the search split.)
+"""
+
 
 def section(folder: Path) -> list[str]:
     """The table of every ``bits-*.json``, for ``search_page``."""
@@ -278,6 +303,15 @@ def _table(found: Mapping[str, Any]) -> list[str]:
         *_grid(contests, {key: f"{row['finished_kl']:.4f}" for key, row in cells.items()}),
         "",
     ]
+    if (orders := max(len(row.get("finished_accuracies", ())) for row in rows)) > 1:
+        lines += [
+            _ORDERS.strip().format(orders),
+            "",
+            *_grid(contests, {key: _spread(row["finished_accuracies"], "{:.2%}") for key, row in cells.items()}),
+            "",
+            *_grid(contests, {key: _spread(row["finished_kls"], "{:.4f}") for key, row in cells.items()}),
+            "",
+        ]
     searched = [row for row in rows if "search_s" in row]
     seconds = ", ".join(f"{row['search_s']:.0f} + {row['finish_s']:.0f}" for row in searched)
     over = [f"{row['policy']} at {row['contest']} by {row['over']:g}" for row in rows if row["over"] > 0]
@@ -310,3 +344,8 @@ def _widest_first(contest: str) -> tuple[int, float]:
 def _cell(row: Mapping[str, Any]) -> str:
     bits = "" if row["over"] <= 0 else " (over the budget)"
     return f"{row['accuracy']:.2%} / **{row['finished_accuracy']:.2%}**{bits}"
+
+
+def _spread(values: Sequence[float], form: str) -> str:
+    mean, *ends = (form.format(value) for value in (sum(values) / len(values), min(values), max(values)))
+    return f"{mean} ({' .. '.join(ends)})"
