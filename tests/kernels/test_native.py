@@ -138,3 +138,47 @@ def test_an_unknown_instruction_set_is_refused(monkeypatch):
     monkeypatch.setenv("HAQSEARCH_ISA", "sse9")
     with pytest.raises(ModelError, match=r"HAQSEARCH_ISA='sse9': this machine has .*portable"):
         native.isa()
+
+
+IMAGE, KERNEL = torch.zeros((2, 2, 3, 3), dtype=torch.uint8), torch.ones((2, 2, 3, 3), dtype=torch.int8)
+CONV = ((1, 1), (0, 0), (1, 1), 1, 99)
+PLAIN = (torch.tensor([1]), torch.tensor([1]), torch.tensor([1]), 0, 0, 255, torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("operator", "arguments", "message"),
+    [
+        ("conv2d", (IMAGE.short(), 0, KERNEL, 8, *CONV, *PLAIN), "take codes in uint8 or int8, not int16"),
+        ("conv2d", (IMAGE[0], 0, KERNEL, 8, *CONV, *PLAIN), r"images of shape \(B, C, H, W\), not \(2, 3, 3\)"),
+        ("conv2d", (IMAGE, 256, KERNEL, 8, *CONV, *PLAIN), "input codes lie in 0..255"),
+        ("conv2d", (IMAGE, 0, KERNEL, 0, *CONV, *PLAIN), "width of 1 to 8 bits, not torch.int8 of 0"),
+        ("conv2d", (IMAGE, 0, 8 * KERNEL, 4, *CONV, *PLAIN), r"weights of 4 bits lie in -8\.\.7"),
+        ("conv2d", (IMAGE[:, :1], 0, KERNEL, 8, *CONV, *PLAIN), "weights for 2 input channels, but the input has 1"),
+        ("conv2d", (IMAGE[:, :, :2], 0, KERNEL, 8, *CONV, *PLAIN), "larger than its padded image"),
+        ("conv2d", (IMAGE, 0, KERNEL, 8, (0, 1), *CONV[1:], *PLAIN), "strides and dilations are at least 1"),
+        ("conv2d", (IMAGE, 0, KERNEL, 8, *CONV, torch.ones(3).long(), *PLAIN[1:]), "one for each output channel"),
+        ("linear", (IMAGE[0, 0], 0, KERNEL[0, 0, :, :2], 8, 99, *PLAIN), "weights for 2 input channels, but the input"),
+        ("weighted_sum", ([IMAGE, IMAGE[:, :1]], [0, 0], [1, 1], *PLAIN), "inputs of one shape"),
+        ("weighted_sum", ([IMAGE, IMAGE[:1]], [0, 0], [1, 1], *PLAIN), "inputs of one shape"),
+        ("weighted_sum", ([IMAGE, IMAGE], [0], [1, 1], *PLAIN), "a zero point and a multiplier each"),
+        ("average_pool2d", (IMAGE, 0, (4, 4), (1, 1), (0, 0), *PLAIN), "larger than its padded image"),
+        ("max_pool2d", (IMAGE, (2, 2), (1, 0), (0, 0), (1, 1)), "strides and dilations are at least 1"),
+    ],
+)
+def test_what_would_read_beyond_a_tensor_or_has_no_result_is_refused(operator, arguments, message):
+    with pytest.raises(ModelError, match=message):
+        getattr(native, operator)(*arguments)
+
+
+@pytest.mark.parametrize(
+    "x", [IMAGE.float(), IMAGE.char(), IMAGE[:, :, :2], IMAGE[:, :1], IMAGE[0]], ids=lambda x: f"{x.dtype} {[*x.shape]}"
+)
+def test_a_network_takes_what_it_was_built_for(x):
+    network = native.Network()
+    source, target = (network.slot((2, 3, 3), torch.uint8, 0) for _ in range(2))
+    network.take(0, source)
+    network.step(native.copy_op(), [native.whole(source)], native.whole(target))
+    network.give(0, target)
+    assert torch.equal(network.run([IMAGE])[0], IMAGE)
+    with pytest.raises(ModelError, match=r"input 0 of these kernels is torch.uint8 of shape \(\d, 2, 3, 3\), not"):
+        network.run([x])

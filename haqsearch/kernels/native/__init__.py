@@ -85,7 +85,10 @@ def epilogue(
     """The constants of an epilogue that writes ``slot``, of ``channels`` channels."""
     m0, c, n = (t.contiguous() for t in (multiplier, offset, shift))
     wide, bias = slot.bytes == 2, slot.bias
-    return _native.epilogue(m0, c, n, zero_point + bias, low + bias, high + bias, wide, channels)
+    try:
+        return _native.epilogue(m0, c, n, zero_point + bias, low + bias, high + bias, wide, channels)
+    except ValueError as error:
+        raise ModelError(str(error)) from error
 
 
 def conv_op(
@@ -106,6 +109,9 @@ def conv_op(
     stride, padding, dilation = window
     if weight.dtype != torch.int8 or not 1 <= weight_bits <= 8:
         raise ModelError(f"weights are int8 codes of a width of 1 to 8 bits, not {weight.dtype} of {weight_bits}")
+    half = 2 ** (weight_bits - 1)
+    if weight.numel() and not (-half <= int(weight.min()) and int(weight.max()) <= max(half - 1, 1)):
+        raise ModelError(f"weights of {weight_bits} bits lie in {-half}..{max(half - 1, 1)}, and these do not")
     inputs = x.height_width_channels[2]
     if weight.shape[1] * groups != inputs:
         raise ModelError(f"weights for {weight.shape[1] * groups} input channels, but the input has {inputs}")
@@ -150,6 +156,8 @@ def window_border(
     size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
 ) -> Border:
     """Border that a window over an image of ``size`` (H, W) reads."""
+    if min(*kernel, *stride, *dilation) < 1 or min(padding) < 0:
+        raise ModelError("kernels, strides and dilations are at least 1, paddings at least 0")
     behind = []
     for i in (0, 1):
         if size[i] + 2 * padding[i] < dilation[i] * (kernel[i] - 1) + 1:
@@ -162,17 +170,26 @@ def window_border(
     return padding[0], padding[1], behind[0], behind[1]
 
 
+def _windows(
+    x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int] = (1, 1)
+) -> tuple[list[int], Border]:
+    """How many windows ``x`` (B, C, H, W) has down and across, and the border they read."""
+    from haqsearch.kernels.schema import out_size
+
+    if x.dim() != 4:
+        raise ModelError(f"windows slide over images of shape (B, C, H, W), not {tuple(x.shape)}")
+    border = window_border(x.shape[2:], kernel, stride, padding, dilation)
+    return [out_size(x.shape[2 + i], kernel[i], stride[i], padding[i], dilation[i]) for i in (0, 1)], border
+
+
 def conv2d(x: Tensor, x_zero_point: int, weight: Tensor, weight_bits: int, stride: Sequence[int],
            padding: Sequence[int], dilation: Sequence[int], groups: int, bound: int, *constants: Any) -> Tensor:  # fmt: skip
     """``haqsearch::conv2d``."""
-    from haqsearch.kernels.schema import out_size
-
-    kernel = weight.shape[2:]
-    size = [out_size(x.shape[2 + i], kernel[i], stride[i], padding[i], dilation[i]) for i in (0, 1)]
+    size, border = _windows(x, weight.shape[2:], stride, padding, dilation)
     network = Network()
     source = network.slot(x.shape[1:], x.dtype, x_zero_point)
     target = network.slot((weight.shape[0], *size), constants[-1], 0)
-    network.pad(source, window_border(x.shape[2:], kernel, stride, padding, dilation))
+    network.pad(source, border)
     op = conv_op(
         source,
         x_zero_point,
@@ -202,6 +219,8 @@ def weighted_sum(
     inputs: Sequence[Tensor], zero_points: Sequence[int], multipliers: Sequence[int], *constants: Any
 ) -> Tensor:
     """``haqsearch::weighted_sum``."""
+    if len({x.shape for x in inputs}) != 1 or not len(inputs) == len(zero_points) == len(multipliers):
+        raise ModelError("a weighted sum takes inputs of one shape, with a zero point and a multiplier each")
     network = Network()
     sources = [network.slot(x.shape[1:], x.dtype, z) for x, z in zip(inputs, zero_points, strict=True)]
     target = network.slot(inputs[0].shape[1:], constants[-1], 0)
@@ -213,9 +232,7 @@ def weighted_sum(
 def average_pool2d(x: Tensor, x_zero_point: int, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
                    *constants: Any) -> Tensor:  # fmt: skip
     """``haqsearch::average_pool2d``."""
-    from haqsearch.kernels.schema import out_size
-
-    size = [out_size(x.shape[2 + i], kernel[i], stride[i], padding[i]) for i in (0, 1)]
+    size, _ = _windows(x, kernel, stride, padding)
     network = Network()
     source = network.slot(x.shape[1:], x.dtype, x_zero_point)
     target = network.slot((x.shape[1], *size), constants[-1], 0)
@@ -228,9 +245,7 @@ def max_pool2d(
     x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
 ) -> Tensor:
     """``haqsearch::max_pool2d``."""
-    from haqsearch.kernels.schema import out_size
-
-    size = [out_size(x.shape[2 + i], kernel[i], stride[i], padding[i], dilation[i]) for i in (0, 1)]
+    size, _ = _windows(x, kernel, stride, padding, dilation)
     network = Network()
     source = network.slot(x.shape[1:], x.dtype, 0)
     target = network.slot((x.shape[1], *size), x.dtype, 0)

@@ -109,7 +109,9 @@ class Network:
         slot.uses.append(-1)
 
     def take(self, source: int, slot: Slot) -> None:
-        """Fill ``slot`` from the input number ``source``, which holds codes."""
+        """Fill ``slot`` from the input number ``source``, which holds codes of a byte."""
+        if slot.bytes != 1:
+            raise ModelError("the native kernels take codes in uint8 or int8, not int16")
         self.imports.append(("take", source, whole(slot), (slot.bias,)))
         slot.uses.append(-1)
 
@@ -152,11 +154,14 @@ class Network:
         return max(1, _CACHE_BYTES // max(self.arena_bytes, 1))
 
     def run(self, sources: Sequence[Tensor], threads: int | None = None, chunk: int | None = None) -> list[Tensor]:
-        """The outputs (codes) for ``sources``, each (B, *shape): what ``give`` named, in its order."""
+        """The outputs (codes) for ``sources``, each (B, *shape): what ``give`` named, in its order.
+
+        Raises ModelError if a source has not the type and the shape of the slot it fills.
+        """
         if self._executor is None:
             self.finish()
         sources = [source.contiguous() for source in sources]
-        batch = sources[0].shape[0]
+        batch = self._batch(sources)
         results = []
         for _, box in self.exports:
             slot = box.slot
@@ -170,3 +175,16 @@ class Network:
             threads or torch.get_num_threads(),
         )
         return results
+
+    def _batch(self, sources: Sequence[Tensor]) -> int:
+        """Images in ``sources``. The kernels read where a slot's shape says, so it has to be the sources' too."""
+        batch: int = sources[0].shape[0]
+        for kind, source, box, _ in self.imports:
+            x, slot = sources[source], box.slot
+            dtype = torch.float32 if kind == "quantize" else torch.int8 if slot.bias else torch.uint8
+            if x.dtype != dtype or tuple(x.shape) != (batch, *slot.shape):
+                raise ModelError(
+                    f"input {source} of these kernels is {dtype} of shape {(batch, *slot.shape)}, "
+                    f"not {x.dtype} of {tuple(x.shape)}"
+                )
+        return batch
