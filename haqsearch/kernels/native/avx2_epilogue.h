@@ -22,7 +22,7 @@ class Requantizer {
  public:
   // bound: the largest |accumulator|. doublings: accumulators come multiplied by 2^doublings (so may `bound` not be).
   Requantizer(const Epilogue& epilogue, int channels, int64_t bound, int doublings = 0)
-      : epilogue_(epilogue), channels_(channels), doublings_(doublings) {
+      : epilogue_(epilogue), doublings_(doublings) {
     const size_t padded = (static_cast<size_t>(channels) + 15) / 16 * 16;
     multiplier_.resize(padded), odd_multiplier_.resize(padded), up_.resize(padded), down_.resize(padded), offset_.resize(padded);
     // The zero point is added to saturated int16, and wide codes need more than that.
@@ -216,7 +216,7 @@ class Requantizer {
   }
 
   Epilogue epilogue_;
-  int channels_, doublings_;
+  int doublings_;
   bool vector_ = false, shifts_up_ = false, quick_ = false;
   std::vector<TileConstants> tiles_;
   std::vector<int32_t> multiplier_, odd_multiplier_, up_, down_;
