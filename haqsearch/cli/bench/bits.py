@@ -17,6 +17,7 @@ from haqsearch.cli.options import DataRoot, Overrides, RecipePath
 if TYPE_CHECKING:
     from haqsearch.cli.assemble import Assembly
     from haqsearch.cli.bench.stages import Stage
+    from haqsearch.evaluate.cache import Scored
     from haqsearch.evaluate.metrics import Scores
     from haqsearch.spec import ModelSpec, Policy, SearchSpace
 
@@ -126,12 +127,10 @@ class Contest:
         (first, *best), seconds = self._searched(
             stage, agent, evaluations or recipe.max_evaluations, finalists or recipe.ptq.finalists
         )
-        start = time.process_time()
         objective = stage.assembly.problem.objective
-        chosen = max(
-            best, key=lambda policy: objective.sign * getattr(self._finished(stage, policy, "search"), objective.name)
-        )
-        finishing = time.process_time() - start
+        finished = {policy: self._finished(stage, policy, "search") for policy in best}
+        chosen = max(best, key=lambda policy: objective.sign * getattr(finished[policy].scores, objective.name))
+        finishing = sum(scored.seconds for scored in finished.values())
         yield {
             **self._scored(stage, agent, first, chosen),
             "search_s": round(seconds, 1), "finish_s": round(finishing, 1), "finalists": len(best),
@@ -144,7 +143,7 @@ class Contest:
         from haqsearch.spec import Choice, Policy
 
         policy = Policy({layer: Choice.parse(text) for layer, text in row["finished_layers"].items()})
-        found = [self._finished(self.stage, policy, "report", order) for order in range(orders)]
+        found = [self._finished(self.stage, policy, "report", order).scores for order in range(orders)]
         return {"finished_accuracies": [s.accuracy for s in found], "finished_kls": [s.kl for s in found]}
 
     def _searched(self, stage: Stage, agent: str, evaluations: int, count: int) -> tuple[list[Policy], float]:
@@ -165,7 +164,7 @@ class Contest:
         return policies, max(time.process_time() - start, known)
 
     @staticmethod
-    def _finished(stage: Stage, policy: Policy, split: str, order: int = 0) -> Scores:
+    def _finished(stage: Stage, policy: Policy, split: str, order: int = 0) -> Scored:
         """Scores of ``policy`` rounded in network order, from the calibration samples in an ``order`` of theirs."""
         import torch
 
@@ -177,7 +176,7 @@ class Contest:
                 inputs = inputs[torch.randperm(len(inputs), generator=torch.Generator().manual_seed(order))]
             return a.evaluator.score(a.prepared.in_order(policy, inputs).lower(policy), split)
 
-        return stage.scores.remembered(f"{policy.digest} in order{order or ''}", split, make).scores
+        return stage.scores.remembered(f"{policy.digest} in order{order or ''}", split, make)
 
     def _others(self, a: Assembly, elsewhere: Sequence[Path]) -> Iterator[tuple[str, Policy, float | None]]:
         """Name, policy, and the report accuracy in the tool it is from: of the widest by each rule, and those from files."""
@@ -198,7 +197,7 @@ class Contest:
         """``policy`` as the search scores it, ``chosen`` as the recipe's preset finishes it."""
         a = stage.assembly
         limits = {p.digest: _over(a, p) for p in (policy, chosen)}
-        finished = self._finished(stage, chosen, "report")
+        finished = self._finished(stage, chosen, "report").scores
         return {
             "contest": self.title,
             "budget": self.budget,
