@@ -93,7 +93,7 @@ class Funnel(Agent):
             return problem.space.policy(self._exact(rises, self.slack[turn], pairs=True))
         keys, losses = self._seen(study)
         inside = (self._assignment.shares(keys) <= 1 + _ON_IT).all(axis=0)  # without a trade-off all are
-        if not inside.any():  # nothing could be evaluated so far
+        if not inside.any():  # nothing could be evaluated so far, or nothing as cheap as this level asks
             return problem.space.policy(self._exact([r * f for r, f in zip(rises, self._shaken(trial), strict=True)]))
         least = float(losses[inside].min())
         within = self._trusted(rises, keys[inside][int(np.argmin(losses[inside]))])

@@ -24,7 +24,7 @@ from haqsearch.ptq.reconstruct import (
     row_order,
 )
 from haqsearch.quant import quantize_weight
-from haqsearch.spec import Format, Policy
+from haqsearch.spec import Choice, Format, Policy
 from haqsearch.spec.ptq import PTQ_PRESETS
 
 
@@ -144,7 +144,6 @@ def test_low_widths_keep_the_network_better_than_nearest_rounding(digits, tmp_pa
     from haqsearch.evaluate import float_logits, score_logits
     from haqsearch.evaluate.metrics import in_batches
     from haqsearch.runtime import run_program
-    from haqsearch.spec import Choice
 
     prepared, splits = digits
     policy = Policy.uniform(prepared.spec, Choice.parse("w3a8"))
@@ -183,7 +182,6 @@ def test_network_order_makes_up_for_earlier_layers(digits):
     from haqsearch.evaluate import float_logits, score_logits
     from haqsearch.evaluate.metrics import in_batches
     from haqsearch.runtime import run_program
-    from haqsearch.spec import Choice
 
     prepared, splits = digits
     before = prepared.graph.digest
@@ -212,7 +210,6 @@ def test_network_order_without_quantization_error_before_it_is_layer_by_layer():
     from haqsearch.graph.ranges import calibrate
     from haqsearch.ptq import prepare
     from haqsearch.ptq.sequential import FloatOutputs, reconstruct_in_order
-    from haqsearch.spec import Choice
 
     torch.manual_seed(0)
     codes = torch.randint(0, 256, (512, 6)).float()
@@ -226,6 +223,25 @@ def test_network_order_without_quantization_error_before_it_is_layer_by_layer():
     assert ranges.params(graph.input.name, Format("uint", 8)).scale == 1.0
     assert torch.equal(made.codes, alone.codes)
     assert torch.allclose(made.bias_correction, alone.bias_correction, atol=1e-2)
+
+
+def test_what_is_kept_of_the_float_network_is_made_anew_for_other_inputs():
+    from networks import prepared, samples
+
+    torch.manual_seed(0)
+    model, one, other = Beside().eval(), samples((8,), 256, 0), samples((8,), 256, 1)
+    network = prepared(model, one)
+    policy = Policy.uniform(network.spec, Choice.parse("w2a8"))
+
+    def weights(of, inputs):
+        rounded = of.in_order(policy, inputs, quick=True)
+        return [rounded.weight(node.layer, None).dequantize() for node in network.graph.layers]
+
+    first, again, elsewhere = weights(network, one), weights(network, one), weights(network, other)
+    fresh = weights(prepared(model, one), other)
+    assert all(a.equal(b) for a, b in zip(first, again, strict=True))
+    assert all(a.equal(b) for a, b in zip(elsewhere, fresh, strict=True))
+    assert not all(a.equal(b) for a, b in zip(first, elsewhere, strict=True))
 
 
 class Beside(torch.nn.Module):
@@ -247,7 +263,6 @@ def test_a_layer_makes_up_for_what_is_lost_beside_it(monkeypatch):
     from haqsearch.graph import run_float
     from haqsearch.ptq import sequential
     from haqsearch.runtime import run_program
-    from haqsearch.spec import Choice
 
     for seed in range(3):
         torch.manual_seed(seed)
@@ -302,7 +317,6 @@ def test_inputs_that_are_always_the_same_have_defined_weights(text):
     from networks import prepared
 
     from haqsearch.runtime import run_program
-    from haqsearch.spec import Choice
 
     torch.manual_seed(0)
     inputs = torch.full((300, 6), 1234.567)

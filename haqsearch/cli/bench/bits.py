@@ -59,9 +59,9 @@ def command(
 ) -> None:
     """A search at every average of weight bits, beside the same bits everywhere, more bits early, and policies from files.
 
-    Everything is scored on the report split twice: rounded as the search scores it, and as the recipe's preset finishes it. In
-    another order of the calibration samples rounding sees other positions of them and ends elsewhere: what is chance in a figure
-    shows in --orders. A killed one goes on.
+    Everything is scored on the report split twice: rounded as the search scores it, and as the recipe's preset finishes it.
+
+    With --orders it is finished from the calibration samples in several orders: that shows what is chance. A killed one goes on.
     """
     from haqsearch.cli.bench.search import WORK, about, say, single_thread
     from haqsearch.cli.bench.search_page import write_page
