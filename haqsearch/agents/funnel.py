@@ -3,7 +3,9 @@
 1. The sensitivity table is solved exactly under the budget, at several levels of slack: the first proposals.
 2. A surrogate (``surrogate.py``) starts from the table and is corrected by every evaluation.
 3. Of thousands of policies inside the budget - neighbours of the best ones found, and the exact optimum of the additive
-   part of what has been learned - the one with the largest expected improvement is evaluated next.
+   part of what has been learned - the one with the largest expected improvement is evaluated next. By turns the surrogate is
+   the likeliest, and the least sure of those that explain what was seen about as well: the first alone, on ResNet-20, had its
+   last idea after a quarter of the search.
 
 A trade-off is a budget that moves: every proposal is the funnel's for a limit on each metric of the trade-off, and the limits go
 through what is worth having evenly from one to the next (the epsilon constraints of Haimes et al., 1971). All of them learn
@@ -39,6 +41,7 @@ _PARENTS = 8  # policies whose neighbours they are
 # The region of trust, in multiples of the best policy's: of the table's prediction, beyond which a policy is neither looked at
 # nor learned from (a wide prior on a huge rise would promise wonders there); and of the loss, beyond which worse is no worse.
 _TRUST, _FAR = 2.0, 4.0
+_DOUBT = 8.0  # nats, of every other proposal's surrogate
 _ON_IT = 1e-12  # of a limit, by which a share may be off
 
 
@@ -98,7 +101,8 @@ class Funnel(Agent):
         least = float(losses[inside].min())
         within = self._trusted(rises, keys[inside][int(np.argmin(losses[inside]))])
         near = within(keys)
-        surrogate = Surrogate(rises, keys[near], np.minimum(losses[near], _FAR * least))
+        doubt = _DOUBT if turn % 2 else 0.0
+        surrogate = Surrogate(rises, keys[near], np.minimum(losses[near], _FAR * least), doubt)
         exact = self._assignment.widened(np.array([self._exact(surrogate.additive())], dtype=np.intp))
         parents = near & inside
         best = keys[parents][np.argsort(losses[parents], kind="stable")[:_PARENTS]]

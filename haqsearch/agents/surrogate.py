@@ -43,9 +43,12 @@ class Surrogate:
     """Fitted to ``losses`` [policies] of ``keys`` [policies, variables] by the marginal likelihood over a grid of priors.
 
     rises   per variable the predicted rise at each candidate
+    doubt   nats of likelihood, >= 0, by which priors may be less likely than the likeliest and still be believed; of those
+            that are, the surrogate takes the widest about what each variable adds. A search measures mostly policies that
+            the surrogate itself called good: there it is right, and so looks surer than it may be of all others.
     """
 
-    def __init__(self, rises: Sequence[Floats], keys: Keys, losses: Floats) -> None:
+    def __init__(self, rises: Sequence[Floats], keys: Keys, losses: Floats, doubt: float = 0.0) -> None:
         self.keys, self.unit = keys, float(losses.min()) or 1.0
         self._rises = [np.asarray(rise, dtype=np.float64) for rise in rises]
         self._weight = (
@@ -55,7 +58,9 @@ class Surrogate:
         self._own = self._coded(keys)
         parts = self._parts(self._own, self._own)
         tried = [_Priors(f, r, length) for f in _FACTORS for r in _RESIDUALS for length in _LENGTHS]
-        self.priors = max(tried, key=lambda priors: self._likelihood(parts.kernel(priors)))
+        likelihood = {priors: self._likelihood(parts.kernel(priors)) for priors in tried}
+        believed = [priors for priors in tried if likelihood[priors] >= max(likelihood.values()) - doubt]
+        self.priors = max(believed, key=lambda priors: (priors.factor, likelihood[priors]))
         self._factor = np.linalg.cholesky(self._noisy(parts.kernel(self.priors)))
         self._solved = np.linalg.solve(self._factor.T, np.linalg.solve(self._factor, self._y - 1.0))
 

@@ -100,3 +100,25 @@ def test_the_scale_of_the_losses_makes_no_difference():
     losses = additive(keys) * np.random.default_rng(0).lognormal(0, 0.2, len(keys))
     one, other = Surrogate(RISES, keys, losses), Surrogate(RISES, keys, 1000 * losses)
     assert other.predict(others)[0] == pytest.approx(1000 * one.predict(others)[0], rel=1e-9)
+
+
+@settings(max_examples=15)
+@given(st.integers(3, 25), st.integers(0, 2**31), st.floats(0, 30))
+def test_doubt_believes_what_explains_the_losses_about_as_well_and_takes_the_widest_of_it(count, seed, doubt):
+    keys = policies(count, seed)
+    losses = additive(keys) * np.random.default_rng(seed).lognormal(0, 0.1, len(keys))
+    likeliest, doubting, other = (Surrogate(RISES, keys, losses, d) for d in (0.0, doubt, doubt + 5))
+
+    def likelihood(model: Surrogate) -> float:
+        return model._likelihood(model._parts(model._own, model._own).kernel(model.priors))
+
+    assert likelihood(doubting) >= likelihood(likeliest) - doubt - 1e-9
+    assert likeliest.priors.factor <= doubting.priors.factor <= other.priors.factor
+
+
+def test_doubt_finds_room_where_a_search_has_not_been():
+    # All but one of the policies differ in the first two variables alone: what is learned there says little of the others.
+    seen = np.array([[a, b, 0, 2, 1] for a in range(3) for b in range(4)] + [[0, 0, 1, 4, 2]])
+    sure, doubting = (Surrogate(RISES, seen, additive(seen), d) for d in (0.0, 100.0))
+    elsewhere = np.array([[0, 0, 1, 0, 0], [1, 1, 0, 4, 2]])
+    assert (doubting.predict(elsewhere)[1] > sure.predict(elsewhere)[1]).all()
