@@ -17,11 +17,11 @@ from haqsearch.files import write_json_atomic
 
 
 def write_program(a: Assembly, best: Candidate, folder: Path, format: str = "onnx") -> list[str]:
-    """Write ``model.safetensors``, ``policy.json`` and ``model.FORMAT`` into ``folder``. Returns what could not be said.
+    """Write ``model.safetensors``, ``policy.json`` and the exported file (``export.file_name``) into ``folder``.
 
-    A network that the export format cannot hold (a float region, in ONNX) gives everything else, and a note.
+    Returns what could not be said: a network that the format cannot hold (a float region, in ONNX) gives everything else.
     """
-    from haqsearch.export import exporter
+    from haqsearch.export import exporter, file_name
     from haqsearch.runtime import save_program
 
     write = exporter(format)
@@ -29,9 +29,9 @@ def write_program(a: Assembly, best: Candidate, folder: Path, format: str = "onn
     save_program(best.program, folder / "model.safetensors", metadata)
     write_json_atomic(folder / "policy.json", policy_json(a, best))
     try:
-        write(best.program, folder / f"model.{format}", metadata)
+        write(best.program, folder / file_name(format), metadata)
     except HaqError as error:
-        return [f"no model.{format}: {error}"]
+        return [f"no {file_name(format)}: {error}"]
     return []
 
 

@@ -24,7 +24,9 @@ def command(
             "--out", metavar="PATH", help="File to write; of a point, the folder (RUN/point-K).", show_default=False
         ),
     ] = None,
-    format: Annotated[str, typer.Option("--format", metavar="NAME", help="Export format.")] = "onnx",
+    format: Annotated[
+        str, typer.Option("--format", metavar="NAME", help="onnx, or onnx-integer: no floats inside.")
+    ] = "onnx",
     point: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option("--point", metavar="K", min=1, help="Point of pareto.json, instead of the chosen policy."),

@@ -20,8 +20,14 @@ if TYPE_CHECKING:
 
 EXPORTERS = {
     "onnx": "haqsearch.export.onnx_qdq:export",
+    "onnx-integer": "haqsearch.export.onnx_integer:export",
 }
 """Name of a format -> the function that writes it."""
+
+
+def file_name(format: str) -> str:
+    """Name of a run's exported file: the format's parts from the last to the first, as in model.integer.onnx of onnx-integer."""
+    return ".".join(["model", *reversed(format.split("-"))])
 
 
 def exporter(name: str) -> Exporter:

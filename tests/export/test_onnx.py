@@ -174,9 +174,9 @@ def test_the_layer_that_runs_in_float_is_named(tmp_path):
 
 
 def test_an_unknown_format_names_the_known_ones():
-    with pytest.raises(ExportError, match=r"no export format 'onx'; known: onnx; did you mean 'onnx'\?"):
+    with pytest.raises(ExportError, match=r"no export format 'onx'; known: onnx, onnx-integer; did you mean 'onnx'\?"):
         exporter("onx")
-    with pytest.raises(ExportError, match=r"no export format 'tflite'; known: onnx$"):
+    with pytest.raises(ExportError, match=r"no export format 'tflite'; known: onnx, onnx-integer$"):
         exporter("tflite")
 
 

@@ -107,10 +107,12 @@ def _agreement(paths: list[Path]) -> list[str]:
         return []
     lines = [
         "\n## Agreement (`agreement-*.json`, written by `haqsearch bench agreement RECIPE --out DIR`)\n",
-        "Outputs, in 16 bits, on images of the report split: the native kernels against the reference, and the exported model in",
-        "ONNX Runtime without graph optimizations, which computes in float32, against both.\n",
-        "| network | policy | images | outputs | native: differ | ONNX Runtime: differ | by steps | argmaxes that differ |",
-        "|---|---|---|---|---|---|---|---|",
+        "Outputs, in 16 bits, on images of the report split, against the reference: of the native kernels; of the exported model",
+        "(format `onnx`) in ONNX Runtime without graph optimizations, which computes in float32; and of the model of integers",
+        "alone (`onnx-integer`) in ONNX Runtime with all optimizations.\n",
+        "| network | policy | images | outputs | native: differ | onnx: differ | by steps | argmaxes that differ "
+        "| onnx-integer: differ |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     keys = (
         "network",
@@ -121,8 +123,9 @@ def _agreement(paths: list[Path]) -> list[str]:
         "onnx_differ",
         "onnx_steps",
         "onnx_argmax_differ",
+        "onnx_integer_differ",
     )
     for path in paths:
         for row in json.loads(path.read_text(encoding="utf-8"))["rows"]:
-            lines.append("| " + " | ".join(str(row[key]) for key in keys) + " |")
+            lines.append("| " + " | ".join(str(row.get(key, "")) for key in keys) + " |")
     return lines
