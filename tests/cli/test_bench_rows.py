@@ -12,6 +12,7 @@ from networks import INTEGER, inputs, random_policy, small
 from typer.testing import CliRunner
 
 from haqsearch.cli.bench.evaluate import fake_quantized, float32
+from haqsearch.cli.bench.timing import Turns
 from haqsearch.errors import RecipeError
 from haqsearch.graph import run_float
 from haqsearch.runtime import run_program
@@ -53,8 +54,24 @@ def test_evaluate_compares_with_fake_quantization_with_float32_and_with_itself(t
     assert [(row["baseline"], row["threads"]) for row in rows] == [
         ("fake_quant", 1), ("fake_quant_steps", 1), ("float32", 1),
         ("fake_quant", 2), ("fake_quant_steps", 2), ("float32", 2),
-        ("one_thread", 2), ("unchanged", 1),
+        ("unchanged", 1), ("one_thread", 2),
     ]  # fmt: skip
+
+
+def test_turns_taken_up_again_are_the_turns_of_one_comparison():
+    ours, theirs = (
+        iter([9.0, *range(1, 9)]),
+        iter([9.0, *(3.0 * n for n in range(1, 9))]),
+    )  # the first call of each is not counted
+    turns = Turns(lambda: next(ours), lambda: next(theirs))
+    for repeats in (1, 2, 5):
+        turns.take(repeats)
+    assert turns.figures() == {"ratio": 3.0, "q1": 3.0, "q3": 3.0, "ours_s": 4.5, "baseline_s": 13.5}
+    order = []
+    turns = Turns(lambda: order.append("ours") or 1.0, lambda: order.append("theirs") or 1.0)
+    turns.take(1)
+    turns.take(2)
+    assert order[2:] == ["theirs", "ours", "ours", "theirs", "theirs", "ours"], "whichever comes first changes"
 
 
 @pytest.mark.parametrize("name", INTEGER)

@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from haqsearch.cli.bench.cells import IMPROVED, REPORTED, Entrant, Row, read_rows, write_rows
-from haqsearch.cli.bench.search_page import series_of
+from haqsearch.cli.bench.search_page import _verdict, series_of
 from haqsearch.errors import DataError, RecipeError
 from haqsearch.search.records import best_of, read_records
 from haqsearch.search.storage import load_study
@@ -205,3 +205,25 @@ def test_an_agent_as_text_is_read_or_refused(text):
         return
     assert Entrant.parse(entrant.text) == entrant
     assert "/" not in entrant.slug and entrant.slug
+
+
+@pytest.mark.parametrize(
+    ("score", "accuracy", "said"),
+    [
+        (-4.0, 0.92, "(+1.00 points); none ahead of it in the objective."),
+        (-6.0, 0.92, "ahead of it in the objective: `tpe`."),
+        (-6.0, 0.90, "(-1.00 points); ahead of it in the objective: `tpe`."),
+        (-4.0, 0.90, "none ahead of it in the objective: 4.0000 where `tpe` has 5.0000. The 10,000 report samples"),
+    ],
+)
+def test_the_page_says_who_is_ahead_in_the_objective_and_who_on_the_report_samples(score, accuracy, said):
+    def row(agent: str, evaluation: int, event: str, score: float, accuracy: float | None) -> Row:
+        return Row(agent, 300, 0, event, evaluation, score, 0.9, "x", 0.0, 0.0, accuracy)
+
+    rows = [row("funnel", 5, IMPROVED, score, None), row("funnel", 60, REPORTED, score, accuracy)]
+    rows += [row("funnel", 300, REPORTED, score, accuracy)]
+    rows += [row("tpe", 9, IMPROVED, -5.0, None), row("tpe", 300, REPORTED, -5.0, 0.91)]
+    about = {"objective_sign": -1, "splits": {"report": 10_000}}
+    (line,) = _verdict(series_of(rows), about, "funnel")
+    assert said in line
+    assert ("standard error of an accuracy on them: 0.29 points" in line) == (accuracy < 0.91 and score > -5)

@@ -114,7 +114,7 @@ def searches(folder: Path) -> Lines:
             "",
             *_table(series, about, default),
         ]
-        lines += ["", *_verdict(series, default), "", f"![Best so far]({path.stem}.svg)"]
+        lines += ["", *_verdict(series, about, default), "", f"![Best so far]({path.stem}.svg)"]
     return ["\n## Agents\n", _SEARCH.strip().format(default=default, early=EARLY), *lines] if lines else []
 
 
@@ -175,7 +175,7 @@ def _of(series: Sequence[Series], agent: str, at_least: int) -> Series | None:
                key=lambda s: s.evaluations)  # fmt: skip
 
 
-def _verdict(series: Sequence[Series], default: str) -> Lines:
+def _verdict(series: Sequence[Series], about: dict[str, Any], default: str) -> Lines:
     """Whether the default agent has after EARLY evaluations what every other has at the end, in medians."""
     ours = _of(series, default, EARLY)
     others = [s for s in series if s.agent != default and s.reported(s.evaluations)]
@@ -190,6 +190,14 @@ def _verdict(series: Sequence[Series], default: str) -> Lines:
         if ahead
         else "none ahead of it in the objective"
     )
+    if accuracy < theirs and best.agent not in ahead:
+        sign, images = about["objective_sign"], about["splits"]["report"]
+        mine, his = sign * score, sign * median(best.scores(best.evaluations))
+        error = 100 * (theirs * (1 - theirs) / images) ** 0.5
+        objective += (
+            f": {mine:.4f} where `{best.agent}` has {his:.4f}. The {images:,} report samples, which no search sees, put the two "
+            f"the other way round (standard error of an accuracy on them: {error:.2f} points)"
+        )
     return [
         f"`{default}` after {EARLY}: {accuracy:.2%}. The best of the others at its end: `{best.agent}` after {best.evaluations}, "
         f"{theirs:.2%} ({100 * (accuracy - theirs):+.2f} points); {objective}."

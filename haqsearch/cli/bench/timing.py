@@ -58,18 +58,34 @@ def timer(work: Callable[[], Any]) -> Timer:
 
 def compare(ours: Timer, theirs: Timer, repeats: int) -> dict[str, float]:
     """The figures of a Row: each turn times both, one right after the other, whichever comes first changing."""
-    import numpy as np
+    turns = Turns(ours, theirs)
+    turns.take(repeats)
+    return turns.figures()
 
-    ours(), theirs()  # first calls allocate and choose algorithms
-    times: dict[str, list[float]] = {"ours": [], "theirs": []}
-    for turn in range(repeats):
-        pair = [("ours", ours), ("theirs", theirs)]
-        for name, measured in pair if turn % 2 else reversed(pair):
-            times[name].append(measured())
-    ratios = np.array(times["theirs"]) / np.array(times["ours"])
-    q1, ratio, q3 = (round(float(v), 3) for v in np.quantile(ratios, [0.25, 0.5, 0.75]))
-    medians = {f"{name}_s": float(np.median(values)) for name, values in times.items()}
-    return {"ratio": ratio, "q1": q1, "q3": q3, "ours_s": medians["ours_s"], "baseline_s": medians["theirs_s"]}
+
+class Turns:
+    """A comparison that can be taken up again: what a machine does for a few seconds then weighs less."""
+
+    def __init__(self, ours: Timer, theirs: Timer) -> None:
+        self._timers = {"ours": ours, "theirs": theirs}
+        self._times: dict[str, list[float]] = {"ours": [], "theirs": []}
+        ours(), theirs()  # first calls allocate and choose algorithms
+
+    def take(self, repeats: int) -> None:
+        """Time both ``repeats`` times more."""
+        for _ in range(repeats):
+            pair = list(self._timers.items())
+            for name, measured in pair if len(self._times["ours"]) % 2 else reversed(pair):
+                self._times[name].append(measured())
+
+    def figures(self) -> dict[str, float]:
+        """Of all turns so far, as ``compare``."""
+        import numpy as np
+
+        ratios = np.array(self._times["theirs"]) / np.array(self._times["ours"])
+        q1, ratio, q3 = (round(float(v), 3) for v in np.quantile(ratios, [0.25, 0.5, 0.75]))
+        medians = {f"{name}_s": float(np.median(values)) for name, values in self._times.items()}
+        return {"ratio": ratio, "q1": q1, "q3": q3, "ours_s": medians["ours_s"], "baseline_s": medians["theirs_s"]}
 
 
 def report(
