@@ -119,9 +119,12 @@ class _Writer(OnnxWriter):
         """Codes of ``out`` (of a ``part`` of it) for the int64 sums ``acc`` - ``zero``, of magnitude ``bound`` at most."""
         name = out.name if part is None else f"{out.name}.{part}"
         multiplier, offset, shift = (self._epilogue(out.name, kind, part) for kind in ("multiplier", "offset", "shift"))
-        lifted = offset - zero * multiplier + ((out.zero_point - out.low) << shift)
-        if int((bound * multiplier + lifted.abs()).double().max()) >= 2**62:
+        lift = out.zero_point - out.low
+        # In float64: what is asked is whether int64 would overflow.
+        largest = (bound + abs(zero)) * multiplier.double() + offset.double().abs() + lift * 2.0 ** shift.double()
+        if float(largest.max()) >= 2**62:
             raise ExportError(f"{out.name}: its sums do not fit 64 bits when requantized; export as onnx")
+        lifted = offset - zero * multiplier + (lift << shift)
         turned = [self._shaped(t, out) for t in (multiplier, lifted, 2**shift)]
         constants = [
             self._constant(f"{name}.{kind}", value, np.int64)

@@ -135,6 +135,17 @@ def test_what_it_cannot_say_is_named(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("kind", "value"), [("shift", 62), ("multiplier", 2**62), ("offset", 2**62)])
+def test_sums_that_would_not_fit_64_bits_are_refused(kind, value, tmp_path):
+    ready = small("shortcut")
+    program = ready.lower(random_policy(ready, 1))
+    key = f"{program.output}.{kind}"
+    huge = {**program.constants, key: torch.full_like(program.constants[key], value)}
+    with pytest.raises(ExportError, match=rf"^{program.output}: its sums do not fit 64 bits"):
+        exported(replace(program, constants=huge), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_files_of_a_run_are_named_by_what_they_hold():
     assert [file_name(name) for name in ("onnx", "onnx-integer")] == ["model.onnx", "model.integer.onnx"]
 

@@ -129,14 +129,6 @@ def _about(about: dict[str, Any]) -> str:
     )
 
 
-def _before(about: dict[str, Any]) -> Lines:
-    count = about["sensitivity_evaluations"]
-    text = (
-        f"Agents that add up a sensitivity table had {count} more policies scored for it, once for all their searches."
-    )
-    return [text] if count else []
-
-
 def _table(series: Sequence[Series], about: dict[str, Any], default: str) -> Lines:
     sign = about["objective_sign"]
     reference = _of(series, default, EARLY)
@@ -192,11 +184,11 @@ def _verdict(series: Sequence[Series], about: dict[str, Any], default: str) -> L
     )
     if accuracy < theirs and best.agent not in ahead:
         sign, images = about["objective_sign"], about["splits"]["report"]
-        mine, his = sign * score, sign * median(best.scores(best.evaluations))
+        found = sign * score, sign * median(best.scores(best.evaluations))
         error = 100 * (theirs * (1 - theirs) / images) ** 0.5
         objective += (
-            f": {mine:.4f} where `{best.agent}` has {his:.4f}. The {images:,} report samples, which no search sees, put the two "
-            f"the other way round (standard error of an accuracy on them: {error:.2f} points)"
+            f": {found[0]:.4f} where `{best.agent}` has {found[1]:.4f}. The {images:,} report samples, which no search sees, "
+            f"put the two the other way round (standard error of an accuracy on them: {error:.2f} points)"
         )
     return [
         f"`{default}` after {EARLY}: {accuracy:.2%}. The best of the others at its end: `{best.agent}` after {best.evaluations}, "
