@@ -7,6 +7,7 @@
 
 #include "avx512_epilogue.h"
 #include "kernels.h"
+#include "lines.h"
 
 namespace haq {
 namespace {
@@ -120,19 +121,6 @@ struct Packing {
             w.value[n % kBlock][place % 4] = s.weight[((size_t(n) * inputs + c) * s.kernel_h + ky) * s.kernel_w + kx];
           }
     panels.push_back(std::move(panel));
-  }
-};
-
-// Rows of output pixels, or all of them as one where they follow each other in memory without a gap.
-struct Lines {
-  int64_t count;
-  int length;
-
-  Lines(const ConvSpec& s, const View& in, const View& out, int64_t units) : count(units), length(out.width) {
-    const auto dense = [&](const View& v) { return v.row == v.width * v.pixel && v.image == v.height * v.row; };
-    const bool same = s.stride_h == 1 && s.stride_w == 1 && in.width == out.width && in.height == out.height;
-    if (same && dense(in) && dense(out))
-      count = 1, length = static_cast<int>(units * out.width);
   }
 };
 
