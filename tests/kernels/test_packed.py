@@ -1,4 +1,4 @@
-"""Kernels of one purpose: packed linear layers, bit planes and tables, 3 x 3 depthwise; equal to the reference."""
+"""Kernels of one purpose: packed linear layers, bit planes and tables, tiles, 3 x 3 depthwise; equal to the reference."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from .cases import activations, codes, epilogues
 
 native = pytest.importorskip("haqsearch.kernels.native", reason="the native kernels are not built")
 few = settings(deadline=None, max_examples=25)
-SIMD = [name for name in native.isas() if name in {"avx2", "avx512"}]
+SIMD = [name for name in native.isas() if name in {"avx2", "avx512", "amx"}]
 
 
 @pytest.fixture(params=SIMD)
@@ -91,6 +91,36 @@ def blocks(draw):
 
 
 @st.composite
+def edges(draw):
+    """Where tiles of 16 outputs, 16 channels and 64 bytes end: lines, strips of rows, and kernel rows of many lengths."""
+    inside, outside = (
+        draw(st.sampled_from([3, 8, 16, 21, 22, 32, 33, 43, 64, 65, 128])),
+        draw(st.sampled_from([1, 15, 16, 17, 32, 33, 48, 65])),
+    )
+    kernel = draw(st.sampled_from([(3, 3), (3, 3), (1, 1), (5, 1), (2, 3), (1, 4)]))
+    stride = draw(st.sampled_from([(1, 1), (1, 1), (2, 2), (1, 3), (4, 1)]))
+    dilation = draw(st.sampled_from([(1, 1), (1, 1), (1, 2), (3, 1)]))
+    padding = (draw(st.integers(0, 2)), draw(st.integers(0, 2)))
+    least = [max(1, dilation[i] * (kernel[i] - 1) + 1 - 2 * padding[i]) for i in (0, 1)]
+    height, width = least[0] + draw(st.sampled_from([0, 1, 4, 30])), least[1] + draw(st.integers(0, 40))
+    x, zero_point = draw(activations((draw(st.integers(1, 3)), inside, height, width)))
+    fill = draw(st.sampled_from(["random", "random", "opposed", "all max", "all min"]))
+    weight = codes((outside, inside, *kernel), -128, 127, fill, draw(st.integers(0, 999)), torch.int8)
+    bound = accumulator_bound(weight, None, 255)
+    return x, zero_point, weight, 8, stride, padding, dilation, 1, bound, *draw(epilogues(outside, bound))
+
+
+@st.composite
+def matrices(draw):
+    """Linear layers of up to more rows than are taken together."""
+    rows, features = draw(st.sampled_from([1, 9, 31, 33, 49, 600])), draw(st.sampled_from([24, 63, 64, 65, 130, 320]))
+    x, zero_point = draw(activations((1, rows, features)))
+    weight = codes((draw(st.sampled_from([10, 32, 40])), features), -128, 127, "random", rows, torch.int8)
+    bound = accumulator_bound(weight, None, 255)
+    return x, zero_point, weight, 8, bound, *draw(epilogues(len(weight), bound))
+
+
+@st.composite
 def depthwise(draw):
     """3 x 3: the widths at which rows are cut, channels that fill a register and that do not, every width of weights."""
     channels, width = (
@@ -135,6 +165,35 @@ def test_linear_layers_equal_the_reference(isa):
     law()
 
 
+def test_matrices_equal_the_reference(isa):
+    @few
+    @given(matrices())
+    def law(arguments):
+        assert torch.equal(native.linear(*arguments), reference.linear(*arguments))
+
+    law()
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize(("first", "inside", "of"), [(0, 64, 128), (64, 64, 192), (5, 40, 64), (3, 70, 75)])
+def test_some_channels_of_a_tensor_equal_the_reference(isa, first, inside, of, kernel):
+    x = codes((2, of, 9, 20), 0, 255, "random", 0, torch.uint8)
+    weight = codes((33, inside, kernel, kernel), -128, 127, "random", 1, torch.int8)
+    window, size = ((1, 1), (kernel // 2, kernel // 2), (1, 1)), (9, 20)
+    constants = torch.tensor([2**30]), torch.tensor([2**44]), torch.tensor([45]), 100, 0, 255
+    network = native.Network()
+    source, target = network.slot((of, *size), torch.uint8, 7), network.slot((33, *size), torch.uint8, 0)
+    part = native.Slot(source.index, (inside, *size), 1, 7, 0)
+    network.pad(source, native.window_border(size, weight.shape[2:], *window))
+    network.take(0, source)
+    op = native.conv_op(part, 7, (0, 255), weight, 8, window, 1, native.epilogue(target, 33, *constants))
+    network.step(op, [native.Box(source, 0, 0, first, *size, inside)], native.whole(target))
+    network.give(0, target)
+    bound = accumulator_bound(weight, None, 255)
+    want = reference.conv2d(x[:, first : first + inside], 7, weight, 8, *window, 1, bound, *constants, torch.uint8)
+    assert torch.equal(network.run([x])[0], want)
+
+
 @pytest.mark.parametrize("features", [1, 1408, 1409, 2823, 4224, 4225, 4500])  # where blocks of int16 sums end
 @pytest.mark.parametrize("bits", [1, 2, 3, 4])
 def test_long_rows_of_extremes_overflow_nothing(isa, bits, features):
@@ -159,7 +218,7 @@ def test_convolutions_equal_the_reference(isa):
     law()
 
 
-@pytest.mark.parametrize("cases", [strided, blocks])
+@pytest.mark.parametrize("cases", [strided, blocks, edges])
 def test_sums_of_many_bits_equal_the_reference(isa, cases):
     @few
     @given(cases())

@@ -2,7 +2,7 @@
 
 op.h         what a tensor, an epilogue and an operation are
 kernels.h    one table an instruction set; to add one: a file with its table, and a line in dispatch.cpp
-portable     plain C++;  avx2, avx512 (VNNI), neon: SIMD
+portable     plain C++;  avx2, avx512 (VNNI), amx (int8 tiles), neon: SIMD
 executor     a whole network in C++: planned memory, threads
 network.py   what the executor is told, from Python
 descent      no operator of a network: rounding its weights (haqsearch/ptq/lattice.py)
@@ -29,7 +29,7 @@ INT32_MAX = 2**31 - 1
 
 
 def isa() -> str:
-    """The instruction set to stay within: ``HAQSEARCH_ISA`` (portable, avx2, avx512, neon), or "" for the best there is."""
+    """The instruction set to stay within: ``HAQSEARCH_ISA`` (portable, avx2, avx512, amx, neon), or "" for the best there is."""
     name = os.environ.get("HAQSEARCH_ISA", "")
     if name and name not in isas():
         raise ModelError(f"HAQSEARCH_ISA={name!r}: this machine has {', '.join(isas())}")

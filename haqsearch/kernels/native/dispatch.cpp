@@ -8,6 +8,9 @@ namespace {
 
 const std::vector<const Kernels*>& all() {
   static const std::vector<const Kernels*> tables = {
+#if defined(HAQ_AMX)
+      &kAmx,
+#endif
 #if defined(HAQ_X86)
       &kAvx512, &kAvx2,
 #endif

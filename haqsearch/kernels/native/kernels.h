@@ -40,6 +40,9 @@ extern const Kernels kPortable;
 #if defined(HAQ_X86)
 extern const Kernels kAvx2, kAvx512;
 #endif
+#if defined(HAQ_AMX)
+extern const Kernels kAmx;
+#endif
 #if defined(HAQ_NEON)
 extern const Kernels kNeon;
 #endif

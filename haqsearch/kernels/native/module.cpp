@@ -85,6 +85,9 @@ std::vector<std::tuple<std::string, int64_t, double>> peaks(int64_t iterations) 
     if (table == &kAvx2) chains = avx2_peaks();
     if (table == &kAvx512) chains = avx512_peaks();
 #endif
+#if defined(HAQ_AMX)
+    if (table == &kAmx) chains = amx_peaks();
+#endif
     for (const Peak& peak : chains) {
       const auto start = std::chrono::steady_clock::now();
       const int64_t products = peak.run(iterations);

@@ -16,5 +16,8 @@ struct Peak {
 std::vector<Peak> avx2_peaks();
 std::vector<Peak> avx512_peaks();
 #endif
+#if defined(HAQ_AMX)
+std::vector<Peak> amx_peaks();
+#endif
 
 }  // namespace haq
