@@ -43,6 +43,7 @@ LIMITS = {
         "ATEN_CPU_CAPABILITY": "avx2",
         "MKL_ENABLE_INSTRUCTIONS": "AVX2",
     },
+    "avx512": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI"},  # only oneDNN has kernels of AMX
 }
 
 
@@ -77,7 +78,7 @@ def measuring(what: str) -> Callable[..., None]:
         ] = "1,2",
         isa: Annotated[
             Optional[str],  # noqa: UP045 - typer reads the annotation itself
-            typer.Option("--isa", help="Keep our kernels and torch's to this instruction set: avx2."),
+            typer.Option("--isa", help="Keep our kernels and torch's to this instruction set: avx2, avx512."),
         ] = None,
         only: Annotated[
             str, typer.Option("--only", metavar="TEXT", help="Only the cases whose name holds this text.")

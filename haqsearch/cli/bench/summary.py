@@ -11,7 +11,7 @@ _HEAD = """# What the integer kernels cost
 
 Written by `haqsearch bench kernels --out DIR` and `haqsearch bench evaluate RECIPE --out DIR` from the CSV files beside it.
 A ratio is the baseline's time over ours, both measured in turns in one process: the median, and in the CSV its quartiles.
-`--isa avx2` keeps our kernels and torch's engines alike to AVX2.
+`--isa avx2` keeps our kernels and torch's engines alike to AVX2, `--isa avx512` to AVX-512 with VNNI, without AMX.
 """
 
 _KERNELS = """
@@ -28,10 +28,14 @@ with 81 products of int16 where 144 are asked for (Winograd, tiles of four by fo
 do not fill the image: "int16" above times 1.78 or 1.44 is their limit. Of their time, loops of multiplications take six tenths
 with 16 channels and eight with 128; the rest goes to transforming codes and sums, and to starting and ending those loops. With
 VNNI one instruction does 64 products of any width up to 8 bits: fewer bits are no faster there, until tables or bit counts
-are. A linear layer of one row is bound by reading its weights at 8 bits: see `gbyte_per_s` in the CSV and the reading rate
-above. With fewer bits it is bound by instructions, at four a cycle: for 128 products AVX2 takes about 14 at 4 bits
-(multiplications), and in tables about 6 at 1 bit, 12 at 2 and 18 at 3 (of these two look-ups and two additions a plane, the
-rest takes nibbles apart and widens sums), which is why 3 bits are no faster than 4. Two weights of 3 bits to a byte would take
+are. AMX multiplies 16 outputs of 16 channels each, by up to 64 bytes in 16 cycles, however many of these there are: what
+bounds its layers is everything else, which is loading rows of bytes that cross a cache line (six times as dear as those that
+do not; with 64 channels none do), taking the sums out of the tiles, and the epilogue, which is that of AVX-512 and with 16
+channels takes longer than the products. A linear layer of one row is bound by reading its weights at 8 bits: see
+`gbyte_per_s` in the CSV and the reading rate above. With fewer bits it is bound by instructions, at four a cycle: for 128
+products AVX2 takes about 14 at 4 bits (multiplications), and in tables about 6 at 1 bit, 12 at 2 and 18 at 3 (of these two
+look-ups and two additions a plane, the rest takes nibbles apart and widens sums), which is why 3 bits are no faster than 4.
+Two weights of 3 bits to a byte would take
 about 13, and a third more memory than the weights have bits. On a busy machine the rows of two threads tell
 who got the second core, more than anything else: compare the quartiles in the CSV, and the rows of one thread.
 """
