@@ -121,11 +121,12 @@ def test_kept_weights_of_one_method_are_not_another_methods(digits, tmp_path):
 
 
 def test_learned_and_corrected_rounding_keep_a_network_better_than_nearest(digits):
-    """4-bit weights with one scale a layer, on digits that nothing was measured on."""
+    """3-bit weights with one scale a layer, on digits that nothing was measured on. Each step divides the divergence by about
+    three; the network is trained where the test runs, and at 4 bits which of two is better would depend on how."""
     from dataclasses import replace
 
     prepared, splits = digits
-    policy = Policy.uniform(prepared.spec, Choice.parse("int4:tensor/uint8"))
+    policy = Policy.uniform(prepared.spec, Choice.parse("int3:tensor/uint8"))
     x, labels = splits.report
     reference = float_logits(prepared.graph, x)
     kl = {}
