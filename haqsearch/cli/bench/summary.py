@@ -35,9 +35,9 @@ channels takes longer than the products. A linear layer of one row is bound by r
 `gbyte_per_s` in the CSV and the reading rate above. With fewer bits it is bound by instructions, at four a cycle: for 128
 products AVX2 takes about 14 at 4 bits (multiplications), and in tables about 6 at 1 bit, 12 at 2 and 18 at 3 (of these two
 look-ups and two additions a plane, the rest takes nibbles apart and widens sums), which is why 3 bits are no faster than 4.
-Two weights of 3 bits to a byte would take
-about 13, and a third more memory than the weights have bits. On a busy machine the rows of two threads tell
-who got the second core, more than anything else: compare the quartiles in the CSV, and the rows of one thread.
+Two weights of 3 bits to a byte would take about 13, and a third more memory than the weights have bits. On a busy machine the
+rows of two threads tell who got the second core, more than anything else: compare the quartiles in the CSV, and the rows of
+one thread.
 """
 
 
