@@ -43,12 +43,17 @@ def _codebook(x: Tensor, format: Format) -> np.ndarray:
     values = np.sort(x.numpy(), axis=None)
     different, size = np.unique(values), 2**format.width
     if len(different) <= size:
-        return np.concatenate([different, np.full(size - len(different), different[-1])])
+        return _filled(different, size)
     sums = np.concatenate([[0.0], np.cumsum(values)])
     starts = [_linear(x, Format(kind, format.width, "tensor"), size) for kind in ("uint", "int")]
     starts.append(np.quantile(values, (np.arange(size) + 0.5) / size))
     tried = [_float32(book) for start in starts for book in (start, _lloyd(values, sums, start))]
-    return min(tried, key=lambda book: float(np.square(book[_nearest(values, book)] - values).sum()))
+    best = min(tried, key=lambda book: float(np.square(book[_nearest(values, book)] - values).sum()))
+    return _filled(best[np.unique(_nearest(values, best))], size)  # an entry that no value takes must set no scale
+
+
+def _filled(book: np.ndarray, size: int) -> np.ndarray:
+    return np.concatenate([book, np.full(size - len(book), book[-1])])
 
 
 def _linear(x: Tensor, format: Format, size: int) -> np.ndarray:
@@ -56,7 +61,7 @@ def _linear(x: Tensor, format: Format, size: int) -> np.ndarray:
     parts = Affine.encode(x, format)
     codes = torch.arange(lowest, highest + 1)[None]
     grid = Affine.decode({**parts, "codes": codes}, format)[0].numpy()
-    return np.concatenate([grid, np.full(size - len(grid), grid[-1])])
+    return _filled(grid, size)
 
 
 def _lloyd(values: np.ndarray, sums: np.ndarray, book: np.ndarray) -> np.ndarray:
