@@ -9,6 +9,7 @@ from torch import Tensor
 from haqsearch.errors import DataError
 from haqsearch.kernels import best_backend, get_backend
 from haqsearch.quant import QParams, affine_params
+from haqsearch.quant.affine import affine_numbers
 from haqsearch.spec import Format
 
 BINS = 2048  # eight bins to every step of an 8-bit range
@@ -100,14 +101,16 @@ class HistogramObserver:
         centres = self.low + (np.arange(BINS) + 0.5) * (self.width / BINS)
         used = self.counts > 0
         centres, counts = centres[used], self.counts[used]
-        best, best_error = self.min_max(format), np.inf
+        low, high, codes_of = min(self.minimum, 0.0), max(self.maximum, 0.0), (format.code_min, format.code_max)
+        best, best_error = 1.0, np.inf
         for fraction in _FRACTIONS[::-1]:  # widest first: of equal errors the range that clips nothing wins
-            params = affine_params(min(self.minimum, 0.0) * fraction, max(self.maximum, 0.0) * fraction, format)
-            codes = np.clip(np.rint(centres / params.scale) + params.zero_point, format.code_min, format.code_max)
-            error = float(np.dot(counts, ((codes - params.zero_point) * params.scale - centres) ** 2))
+            scale, zero_point = affine_numbers(low * fraction, high * fraction, format.kind, codes_of)
+            step = float(np.float32(scale))
+            codes = np.minimum(np.maximum(np.rint(centres / step) + zero_point, codes_of[0]), codes_of[1])
+            error = float(np.dot(counts, ((codes - zero_point) * step - centres) ** 2))
             if error < best_error:
-                best, best_error = params, error
-        return best
+                best, best_error = fraction, error
+        return affine_params(low * best, high * best, format)
 
     def _check_seen(self) -> None:
         if self.minimum > self.maximum:

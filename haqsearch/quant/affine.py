@@ -37,14 +37,20 @@ def affine_params(low: float, high: float, format: Format) -> QParams:
     if low > high:
         raise DataError(f"cannot quantize the range [{low}, {high}]: it is reversed")
     low, high = min(low, 0.0), max(high, 0.0)
-    span, steps = (max(-low, high), format.code_max) if format.kind == "int" else (high - low, format.code_max)
-    if span / steps > torch.finfo(torch.float32).max:
+    if (max(-low, high) if format.kind == "int" else high - low) / format.code_max > torch.finfo(torch.float32).max:
         raise DataError(f"cannot quantize the range [{low}, {high}]: its scale is beyond float32")
-    scale = _positive(span / steps)
-    if format.kind == "int":
-        return QParams(format, scale, 0)
-    zero_point = round(format.code_min - low / scale)
-    return QParams(format, scale, int(min(max(zero_point, format.code_min), format.code_max)))
+    return QParams(format, *affine_numbers(low, high, format.kind, (format.code_min, format.code_max)))
+
+
+def affine_numbers(low: float, high: float, kind: str, codes: tuple[int, int]) -> tuple[float, int]:
+    """Scale, before it is rounded to float32, and zero point of [low, high], which holds 0: what ``affine_params`` is about.
+
+    ``codes``: the least and the largest of the format. For loops over many ranges of one format.
+    """
+    scale = _positive((max(-low, high) if kind == "int" else high - low) / codes[1])
+    if kind == "int":
+        return scale, 0
+    return scale, min(max(round(codes[0] - low / scale), codes[0]), codes[1])
 
 
 def symmetric_params(limit: Tensor, format: Format) -> Tensor:
