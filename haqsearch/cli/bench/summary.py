@@ -15,29 +15,31 @@ A ratio is the baseline's time over ours, both measured in turns in one process:
 """
 
 _KERNELS = """
+## What bounds the layers
+
 Torch's engines have int8 weights and uint8 activations whatever the policy. Without VNNI instructions they add pairs of
 products in int16, which saturates on codes of full range; ours are exact at every width. The last column is how much of the
-largest multiply-add rate of the instruction set (above, one core, in registers) the layers reach, in the median. What is
-missing there goes to broadcasting activations and loading weights (small numbers of channels), to the epilogue (64-bit
-multiplication and shift for every output; fewer instructions where sums fit int16), and in depthwise and first layers to short
-sums: nine or 27 products an output leave the epilogue and the loads to bound them. Where one side has 7 bits, torch's engines
-without VNNI take three instructions for 32 products, two of them multiplications, of which a core starts two a cycle: "int8
-pairs" above is their limit. Ours add the sums of two such steps in int16, which fit if they start where their whole range
-does: six instructions for 64 products, three of them multiplications. Strided layers of 8 and of 7 bits alike are computed
-with 81 products of int16 where 144 are asked for (Winograd, tiles of four by four outputs), or with 25 for 36 where such tiles
-do not fill the image: "int16" above times 1.78 or 1.44 is their limit. Of their time, loops of multiplications take six tenths
-with 16 channels and eight with 128; the rest goes to transforming codes and sums, and to starting and ending those loops. With
-VNNI one instruction does 64 products of any width up to 8 bits: fewer bits are no faster there, until tables or bit counts
-are. AMX multiplies 16 outputs of 16 channels each, by up to 64 bytes in 16 cycles, however many of these there are: what
-bounds its layers is everything else, which is loading rows of bytes that cross a cache line (six times as dear as those that
-do not; with 64 channels none do), taking the sums out of the tiles, and the epilogue, which is that of AVX-512 and with 16
-channels takes longer than the products. A linear layer of one row is bound by reading its weights at 8 bits: see
-`gbyte_per_s` in the CSV and the reading rate above. With fewer bits it is bound by instructions, at four a cycle: for 128
-products AVX2 takes about 14 at 4 bits (multiplications), and in tables about 6 at 1 bit, 12 at 2 and 18 at 3 (of these two
-look-ups and two additions a plane, the rest takes nibbles apart and widens sums), which is why 3 bits are no faster than 4.
-Two weights of 3 bits to a byte would take about 13, and a third more memory than the weights have bits. On a busy machine the
-rows of two threads tell who got the second core, more than anything else: compare the quartiles in the CSV, and the rows of
-one thread.
+largest multiply-add rate of the instruction set (listed above each table: one core, in registers) the layers reach, in the
+median. What is missing there goes to broadcasting activations and loading weights (small numbers of channels), to the
+epilogue (64-bit multiplication and shift for every output; fewer instructions where sums fit int16), and in depthwise and
+first layers to short sums: nine or 27 products an output leave the epilogue and the loads to bound them. Where one side has
+7 bits, torch's engines without VNNI take three instructions for 32 products, two of them multiplications, of which a core
+starts two a cycle: "int8 pairs" in those lists is their limit. Ours add the sums of two such steps in int16, which fit if
+they start where their whole range does: six instructions for 64 products, three of them multiplications. Strided layers of
+8 and of 7 bits alike are computed with 81 products of int16 where 144 are asked for (Winograd, tiles of four by four
+outputs), or with 25 for 36 where such tiles do not fill the image: "int16" times 1.78 or 1.44 is their limit. Of their
+time, loops of multiplications take six tenths with 16 channels and eight with 128; the rest goes to transforming codes and
+sums, and to starting and ending those loops. With VNNI one instruction does 64 products of any width up to 8 bits: fewer
+bits are no faster there, until tables or bit counts are. AMX multiplies 16 outputs of 16 channels each, by up to 64 bytes
+in 16 cycles, however many of these there are: what bounds its layers is everything else, which is loading rows of bytes
+that cross a cache line (six times as dear as those that do not; with 64 channels none do), taking the sums out of the
+tiles, and the epilogue, which is that of AVX-512 and with 16 channels takes longer than the products. A linear layer of one
+row is bound by reading its weights at 8 bits: see `gbyte_per_s` in the CSV and the reading rate. With fewer bits it is
+bound by instructions, at four a cycle: for 128 products AVX2 takes about 14 at 4 bits (multiplications), and in tables
+about 6 at 1 bit, 12 at 2 and 18 at 3 (of these two look-ups and two additions a plane, the rest takes nibbles apart and
+widens sums), which is why 3 bits are no faster than 4. Two weights of 3 bits to a byte would take about 13, and a third
+more memory than the weights have bits. On a busy machine the rows of two threads tell who got the second core, more than
+anything else: compare the quartiles in the CSV, and the rows of one thread.
 """
 
 
@@ -45,8 +47,9 @@ def write_summary(folder: Path) -> None:
     """Write ``folder``/README.md. Raises OSError if it cannot be written."""
     from haqsearch.files import write_text_atomic
 
-    parts = [_HEAD]
-    for path in sorted(folder.glob("kernels-*.csv")):
+    parts, layers = [_HEAD], sorted(folder.glob("kernels-*.csv"))
+    parts += [_KERNELS] if layers else []
+    for path in layers:
         parts += _kernels(path)
     for path in sorted(folder.glob("evaluate-*.csv")):
         parts += _evaluate(path)
@@ -77,10 +80,10 @@ def _kernels(path: Path) -> list[str]:
         groups.setdefault((row["case"].partition(":")[0], row["policy"], int(row["threads"])), []).append(row)
     lines = [_heading(path, "Layers", rows), *(f"- {name}: {value}" for name, value in peaks.items())]
     lines += [
-        _KERNELS,
+        "",
         "| layers | policy | threads | ratio to torch int8 (geometric mean) | least | most | share of peak |",
+        "|---|---|---|---|---|---|---|",
     ]
-    lines += ["|---|---|---|---|---|---|---|"]
     for (group, policy, threads), part in groups.items():
         ratios = [float(row["ratio"]) for row in part]
         share = median(float(row["gmac_per_s"]) / (top * threads) for row in part)
