@@ -101,16 +101,17 @@ class HistogramObserver:
         centres = self.low + (np.arange(BINS) + 0.5) * (self.width / BINS)
         used = self.counts > 0
         centres, counts = centres[used], self.counts[used]
-        low, high, codes_of = min(self.minimum, 0.0), max(self.maximum, 0.0), (format.code_min, format.code_max)
-        best, best_error = 1.0, np.inf
+        low, high = min(self.minimum, 0.0), max(self.maximum, 0.0)
+        least, most = format.code_min, format.code_max
+        best, best_error = self.min_max(format), np.inf
         for fraction in _FRACTIONS[::-1]:  # widest first: of equal errors the range that clips nothing wins
-            scale, zero_point = affine_numbers(low * fraction, high * fraction, format.kind, codes_of)
-            step = float(np.float32(scale))
-            codes = np.minimum(np.maximum(np.rint(centres / step) + zero_point, codes_of[0]), codes_of[1])
-            error = float(np.dot(counts, ((codes - zero_point) * step - centres) ** 2))
+            scale, zero_point = affine_numbers(low * fraction, high * fraction, format.kind, (least, most))
+            scale = float(np.float32(scale))
+            codes = np.minimum(np.maximum(np.rint(centres / scale) + zero_point, least), most)
+            error = float(np.dot(counts, ((codes - zero_point) * scale - centres) ** 2))
             if error < best_error:
-                best, best_error = fraction, error
-        return affine_params(low * best, high * best, format)
+                best, best_error = QParams(format, scale, zero_point), error
+        return best
 
     def _check_seen(self) -> None:
         if self.minimum > self.maximum:

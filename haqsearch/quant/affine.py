@@ -37,20 +37,25 @@ def affine_params(low: float, high: float, format: Format) -> QParams:
     if low > high:
         raise DataError(f"cannot quantize the range [{low}, {high}]: it is reversed")
     low, high = min(low, 0.0), max(high, 0.0)
-    if (max(-low, high) if format.kind == "int" else high - low) / format.code_max > torch.finfo(torch.float32).max:
+    if _span(low, high, format.kind) / format.code_max > torch.finfo(torch.float32).max:
         raise DataError(f"cannot quantize the range [{low}, {high}]: its scale is beyond float32")
     return QParams(format, *affine_numbers(low, high, format.kind, (format.code_min, format.code_max)))
 
 
 def affine_numbers(low: float, high: float, kind: str, codes: tuple[int, int]) -> tuple[float, int]:
-    """Scale, before it is rounded to float32, and zero point of [low, high], which holds 0: what ``affine_params`` is about.
+    """Scale, not yet rounded to float32, and zero point of [low, high]: ``affine_params`` without its checks, for loops.
 
-    ``codes``: the least and the largest of the format. For loops over many ranges of one format.
+    ``low`` <= 0 <= ``high``, finite; ``kind`` of the format; ``codes``: its least and its largest.
     """
-    scale = _positive((max(-low, high) if kind == "int" else high - low) / codes[1])
+    scale = _positive(_span(low, high, kind) / codes[1])
     if kind == "int":
         return scale, 0
     return scale, min(max(round(codes[0] - low / scale), codes[0]), codes[1])
+
+
+def _span(low: float, high: float, kind: str) -> float:
+    """What the codes up to the largest have to cover."""
+    return max(-low, high) if kind == "int" else high - low
 
 
 def symmetric_params(limit: Tensor, format: Format) -> Tensor:

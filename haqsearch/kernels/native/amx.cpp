@@ -14,7 +14,6 @@ OpPointer avx512_linear(const ConvSpec&);
 
 namespace {
 
-
 // Linux gives a process the memory that tiles need when it asks for it.
 bool permitted() {
 #if defined(__linux__)
