@@ -34,12 +34,12 @@ bits are no faster there, until tables or bit counts are. AMX multiplies 16 outp
 in 16 cycles, however many of these there are: what bounds its layers is everything else, which is loading rows of bytes
 that cross a cache line (six times as dear as those that do not; with 64 channels none do), taking the sums out of the
 tiles, and the epilogue, which is that of AVX-512 and with 16 channels takes longer than the products. A linear layer of one
-row is bound by reading its weights at 8 bits: see `gbyte_per_s` in the CSV and the reading rate. With fewer bits it is
-bound by instructions, at four a cycle: for 128 products AVX2 takes about 14 at 4 bits (multiplications), and in tables
-about 6 at 1 bit, 12 at 2 and 18 at 3 (of these two look-ups and two additions a plane, the rest takes nibbles apart and
-widens sums), which is why 3 bits are no faster than 4. Two weights of 3 bits to a byte would take about 13, and a third
-more memory than the weights have bits. On a busy machine the rows of two threads tell who got the second core, more than
-anything else: compare the quartiles in the CSV, and the rows of one thread.
+row is bound by reading its weights at 8 bits: see `gbyte_per_s` in the CSV and the reading rate, which is the machine's of the
+day and moves these ratios more than anything else: torch reads 16 MB where 3 bits are 6. With fewer bits it is bound by
+instructions, at four a cycle: for 128 products AVX2 takes about 14 at 4 bits and 16 at 3 (multiplications; eight codes lie
+in three bytes), and in tables about 12 at 2 bits and 6 at 1 (of these two look-ups and two additions a plane, the rest takes
+nibbles apart and widens sums). On a busy machine the rows of two threads tell who got the second core, more than anything
+else: compare the quartiles in the CSV, and the rows of one thread.
 """
 
 

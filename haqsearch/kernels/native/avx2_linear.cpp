@@ -1,13 +1,14 @@
 // Linear layers of few rows, bound by reading their weights: 1 to 4 bits each, packed densely, taken apart in registers;
 // more bits a byte each.
 //
-// 1 to 3 bits: bit planes and tables, see avx2_planes.h.
+// 1 and 2 bits: bit planes and tables, see avx2_planes.h. 3 bits: eight codes in three bytes, see avx2_threes.h.
 // 4 bits: two inputs a byte, vpmaddubsw with the inputs made signed, which halves the sums: eight fit int16.
 #include <cstring>
-#include <type_traits>
 
 #include "avx2_epilogue.h"
 #include "avx2_planes.h"
+#include "avx2_threes.h"
+#include "avx2_vectors.h"
 #include "kernels.h"
 #include "packed_bits.h"
 
@@ -23,6 +24,7 @@ class Nibbles {
   static constexpr int kInputs = 8;
   static constexpr int kStepBytes = kBytes * kWords;
   static constexpr int kTable = 8;
+  static constexpr bool kSigned = true;
   static constexpr const char* kName = "avx2 int16 blocks, 4-bit weights";
 
   static void pack(const Codes& codes, int output, int input, uint8_t* step) {
@@ -91,6 +93,7 @@ class Wide {
   static constexpr int kInputs = 2;
   static constexpr int kStepBytes = 16 * kWords;
   static constexpr int kTable = 4;
+  static constexpr bool kSigned = false;
   static constexpr const char* kName = "avx2 int16, weights in bytes";
 
   static void pack(const Codes& codes, int output, int input, uint8_t* step) {
@@ -119,6 +122,7 @@ class Wide {
   }
 };
 
+// Form: how weights are packed and multiplied. With kSigned it multiplies inputs less 128, else inputs.
 template <typename Form>
 class Linear final : public Op {
  public:
@@ -128,12 +132,12 @@ class Linear final : public Op {
         panels_((outputs_ + Form::kOutputs - 1) / Form::kOutputs), levels_(codes.levels),
         requantizer_(codes.spec.folded(), outputs_, codes.spec.bound()) {
     memory_.resize(size_t(packed_bytes()) + kLine - 1);
-    packed_ = memory_.data() + -reinterpret_cast<uintptr_t>(memory_.data()) % kLine;
+    packed_ = on_line(memory_);
     uint8_t* step = packed_;
     for (int panel = 0; panel < panels_; ++panel)
       for (int k = 0; k < steps_; ++k, step += Form::kStepBytes)
         Form::pack(codes, panel * Form::kOutputs, k * Form::kInputs, step);
-    if (kSigned) {
+    if (Form::kSigned) {
       code_sums_.resize(size_t(panels_) * Form::kOutputs);
       for (int n = 0; n < outputs_; ++n)
         for (int k = 0; k < inputs_; ++k) code_sums_[n] += 128 * codes.at(n, k);
@@ -157,9 +161,6 @@ class Linear final : public Op {
   int64_t packed_bytes() const override { return panels_ * static_cast<int64_t>(panel_bytes()); }
 
  private:
-  static constexpr bool kSigned = std::is_same_v<Form, Nibbles>;
-  static constexpr size_t kLine = 64;
-
   size_t panel_bytes() const { return size_t(steps_) * Form::kStepBytes; }
 
   void finish(int panel, const uint8_t* tables, uint8_t* to, int32_t sum) const {
@@ -167,7 +168,7 @@ class Linear final : public Op {
     Form::multiply(packed_ + panel * panel_bytes(), tables, steps_, acc);
     const int first = panel * Form::kOutputs, count = std::min(Form::kOutputs, outputs_ - first);
     for (int n = 0; n < Form::kOutputs; ++n) {
-      const int32_t codes = acc[n] + (kSigned ? code_sums_[first + n] : 0);
+      const int32_t codes = acc[n] + (Form::kSigned ? code_sums_[first + n] : 0);
       acc[n] = levels_.base * sum + levels_.step * codes;
     }
     const int code_bytes = requantizer_.wide() ? 2 : 1;
@@ -192,7 +193,7 @@ OpPointer avx2_linear(const ConvSpec& spec) {
   switch (codes.levels.bits) {
     case 1: return std::make_unique<Linear<Planes<1>>>(codes);
     case 2: return std::make_unique<Linear<Planes<2>>>(codes);
-    case 3: return std::make_unique<Linear<Planes<3>>>(codes);
+    case 3: return std::make_unique<Linear<Threes>>(codes);
     case 4: return std::make_unique<Linear<Nibbles>>(codes);
     default: return std::make_unique<Linear<Wide>>(codes);
   }

@@ -1,55 +1,45 @@
-// Weights of 1 to 3 bits in bit planes, multiplied by looking up: Form of avx2_linear.cpp. Only that file includes this.
+// Weights of 1 or 2 bits in bit planes, multiplied by looking up: Form of avx2_linear.cpp. Only that file includes this.
 //
 // Four inputs have 16 sums of subsets, and four bits of a plane say which one an output takes: vpshufb looks up 32 outputs at
 // once. A sum has ten bits: two tables of five, so that eight of them add up in a byte.
 #pragma once
 
-#include <immintrin.h>
-
 #include <algorithm>
 #include <cstring>
 
+#include "avx2_vectors.h"
 #include "packed_bits.h"
 #include "subset_sums.h"
 
 namespace haq {
 namespace {
 
-constexpr int kBytes = 32;  // of a vector
-
-inline __m256i load(const void* from) { return _mm256_loadu_si256(static_cast<const __m256i*>(from)); }
-inline void store(void* to, __m256i value) { _mm256_storeu_si256(static_cast<__m256i*>(to), value); }
 inline void add_to(int32_t* to, __m256i value) { store(to, _mm256_add_epi32(load(to), value)); }
 inline __m256i both_lanes(const uint8_t* from) {
   return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
 }
-inline __m256i low_nibbles(__m256i v) { return _mm256_and_si256(v, _mm256_set1_epi8(0x0f)); }
-
-// Nothing is moved across this: gcc 12 puts additions off, and then has too few registers.
-inline void settle(__m256i& value) { asm volatile("" : "+x"(value)); }
 
 // A panel's planes of bits. A word is 32 bytes, each four inputs of one plane in its low and four in its high half. The two
-// bytes of an int16 lane are planes 0 and 1 of one output (a pair), or one plane of two outputs (a single word): one bit has
-// single words, two bits have pairs, three bits pairs and a single word for plane 2.
+// bytes of an int16 lane are one plane of two outputs, or planes 0 and 1 of one output (a pair).
 template <int Bits>
 class Planes {
-  static constexpr int kPairs = Bits == 1 ? 0 : Bits == 2 ? 4 : 2, kSingles = Bits == 1 ? 2 : Bits == 2 ? 0 : 1;
-  static constexpr int kWords = kPairs + kSingles;
+  static_assert(Bits == 1 || Bits == 2);
+  static constexpr bool kPaired = Bits == 2;
+  static constexpr int kWords = kPaired ? 4 : 2, kWordOutputs = kPaired ? 16 : 32;
 
  public:
-  static constexpr int kOutputs = Bits == 1 ? 32 * kSingles : 16 * kPairs;
+  static constexpr int kOutputs = kWordOutputs * kWords;
   static constexpr int kInputs = 8;         // of a step
   static constexpr int kStepBytes = kBytes * kWords;
   static constexpr int kTable = 64;         // bytes of tables for a step: twice two
-  static constexpr const char* kName = Bits == 1 ? "avx2 tables, 1-bit weights"
-                                       : Bits == 2 ? "avx2 tables, 2-bit weights" : "avx2 tables, 3-bit weights";
+  static constexpr bool kSigned = false;
+  static constexpr const char* kName = kPaired ? "avx2 tables, 2-bit weights" : "avx2 tables, 1-bit weights";
 
   static void pack(const Codes& codes, int output, int input, uint8_t* step) {
     for (int word = 0; word < kWords; ++word)
       for (int i = 0; i < kBytes; ++i) {
-        const bool pair = word < kPairs;
-        const int plane = pair ? i % 2 : Bits - 1;
-        const int n = output + place(i / 2) + (pair ? 16 * word : 32 * (word - kPairs) + i % 2 * 16);
+        const int plane = kPaired ? i % 2 : 0;
+        const int n = output + word * kWordOutputs + place(i / 2) + (kPaired ? 0 : i % 2 * 16);
         for (int k = 0; k < kInputs; ++k)
           step[word * kBytes + i] |= static_cast<uint8_t>((codes.at(n, input + k) >> plane & 1) << k);
       }
@@ -68,15 +58,14 @@ class Planes {
 
  private:
   // Steps that int16 holds: a fourth part of them the largest pair, 8 * (31 + 2 * 31), or the largest upper byte, 8 * 31.
-  static constexpr int kBlock = kPairs ? 176 : 528;
+  static constexpr int kBlock = kPaired ? 176 : 528;
   static constexpr int kBytewise = 4;  // steps: 8 times 31 still is a byte
-  static constexpr int kPlaneWeight = 1 << (Bits - 1);  // of single words
 
   using Digits = __m256i[kWords][2];  // sums of the tables' two digits, in bytes
 
-  // The same in int16: of a pair its planes by their weights, of a single word all lanes as they are and their upper bytes.
+  // The same in int16: of a pair its planes by their weights; else all lanes as they are, and their upper bytes.
   struct Wide {
-    __m256i pairs[kPairs + 1][2], lanes[kSingles + 1][2], uppers[kSingles + 1][2];
+    __m256i lanes[kWords][2], uppers[kWords][2];
   };
 
   // The output whose sums are in an int16 lane, when vpunpck?wd has put the lanes into two registers.
@@ -84,10 +73,8 @@ class Planes {
 
   static void add_block(const uint8_t* weight, const uint8_t* tables, int steps, int32_t* sums) {
     Wide wide;
-    for (int digit = 0; digit < 2; ++digit) {
-      for (int i = 0; i < kPairs; ++i) wide.pairs[i][digit] = _mm256_setzero_si256();
-      for (int i = 0; i < kSingles; ++i) wide.lanes[i][digit] = wide.uppers[i][digit] = _mm256_setzero_si256();
-    }
+    for (int word = 0; word < kWords; ++word)
+      for (int digit = 0; digit < 2; ++digit) wide.lanes[word][digit] = wide.uppers[word][digit] = _mm256_setzero_si256();
     Digits digits;
     for (; steps >= kBytewise; steps -= kBytewise, weight += kBytewise * kStepBytes, tables += kBytewise * kTable) {
       look_up<true>(weight, tables, digits);
@@ -132,30 +119,31 @@ class Planes {
 #pragma GCC unroll 2
       for (int digit = 0; digit < 2; ++digit) {
         const __m256i bytes = digits[word][digit];
-        if (word < kPairs) {
-          __m256i& pair = wide.pairs[word][digit];
-          pair = _mm256_add_epi16(pair, _mm256_maddubs_epi16(bytes, planes));
-        } else {
-          __m256i &lanes = wide.lanes[word - kPairs][digit], &uppers = wide.uppers[word - kPairs][digit];
-          lanes = _mm256_add_epi16(lanes, bytes);
+        __m256i& lanes = wide.lanes[word][digit];
+        lanes = _mm256_add_epi16(lanes, kPaired ? _mm256_maddubs_epi16(bytes, planes) : bytes);
+        if (!kPaired) {
+          __m256i& uppers = wide.uppers[word][digit];
           uppers = _mm256_add_epi16(uppers, _mm256_srli_epi16(bytes, 8));
         }
       }
   }
 
   static void finish(const Wide& wide, int32_t* sums) {
-    for (int i = 0; i < kPairs; ++i) add_digits(sums + 16 * i, wide.pairs[i], 1);
-    for (int i = 0; i < kSingles; ++i) {
+    for (int word = 0; word < kWords; ++word, sums += kWordOutputs) {
+      if (kPaired) {
+        add_digits(sums, wide.lanes[word]);
+        continue;
+      }
       __m256i lower[2];  // what is left without the upper bytes, modulo 2^16
       for (int digit = 0; digit < 2; ++digit)
-        lower[digit] = _mm256_sub_epi16(wide.lanes[i][digit], _mm256_slli_epi16(wide.uppers[i][digit], 8));
-      add_digits(sums + 32 * i, lower, kPlaneWeight);
-      add_digits(sums + 32 * i + 16, wide.uppers[i], kPlaneWeight);
+        lower[digit] = _mm256_sub_epi16(wide.lanes[word][digit], _mm256_slli_epi16(wide.uppers[word][digit], 8));
+      add_digits(sums, lower);
+      add_digits(sums + 16, wide.uppers[word]);
     }
   }
 
-  static void add_digits(int32_t* sums, const __m256i (&digits)[2], int weight) {
-    const __m256i weights = _mm256_set1_epi32(weight | 32 * weight << 16);
+  static void add_digits(int32_t* sums, const __m256i (&digits)[2]) {
+    const __m256i weights = _mm256_set1_epi32(1 | 32 << 16);
     add_to(sums, _mm256_madd_epi16(_mm256_unpacklo_epi16(digits[0], digits[1]), weights));
     add_to(sums + 8, _mm256_madd_epi16(_mm256_unpackhi_epi16(digits[0], digits[1]), weights));
   }

@@ -48,14 +48,22 @@ struct Row {
   int64_t image;
 };
 
+inline constexpr size_t kLine = 64;  // bytes of a line of the cache
+
+// Where the first line of `memory` begins: as much as kLine - 1 bytes behind its own beginning.
+inline uint8_t* on_line(std::vector<uint8_t>& memory) {
+  return memory.data() + -reinterpret_cast<uintptr_t>(memory.data()) % kLine;
+}
+
 inline constexpr int kRows = 8;  // rows that go through the weights together
 
 // The same made ready: tables of their features, where their outputs go, the sums of their features.
 struct ReadyRows {
   // features: of a row; padded: with zeros behind the last; table: bytes of a row's tables
   ReadyRows(std::vector<uint8_t>& memory, int features, size_t padded, size_t table)
-      : tables_(memory), features_(features), table_(table), padded_(padded) {
-    if (tables_.size() < kRows * table) tables_.resize(kRows * table);
+      : features_(features), table_(table), padded_(padded) {
+    if (memory.size() < kRows * table + kLine - 1) memory.resize(kRows * table + kLine - 1);
+    tables_ = on_line(memory);
   }
 
   // make(features, tables) fills the tables of a row.
@@ -63,19 +71,19 @@ struct ReadyRows {
   void take(const Row* rows, int count, Make make) {
     for (int r = 0; r < count; ++r) {
       std::copy_n(rows[r].from, features_, padded_.data());
-      make(padded_.data(), tables_.data() + r * table_);
+      make(padded_.data(), tables_ + r * table_);
       to[r] = rows[r].to;
       sum[r] = std::accumulate(rows[r].from, rows[r].from + features_, 0);
     }
   }
 
-  const uint8_t* tables(int row) const { return tables_.data() + row * table_; }
+  const uint8_t* tables(int row) const { return tables_ + row * table_; }
 
   uint8_t* to[kRows];
   int32_t sum[kRows];
 
  private:
-  std::vector<uint8_t>& tables_;  // kept by the caller: too large to be cleared for every row
+  uint8_t* tables_;  // in memory that the caller keeps: too large to be cleared for every row
   int features_;
   size_t table_;
   std::vector<uint8_t> padded_;
