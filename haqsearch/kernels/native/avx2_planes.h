@@ -94,6 +94,7 @@ class Planes {
   // One step. First: of the digits' sums, which are not cleared before.
   template <bool First>
   static inline __attribute__((always_inline)) void look_up(const uint8_t* weight, const uint8_t* tables, Digits& digits) {
+    fetch_ahead<kStepBytes>(weight);
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
       const __m256i low = both_lanes(tables + kBytes * half), high = both_lanes(tables + kBytes * half + 16);

@@ -65,8 +65,10 @@ class Threes {
   // Adds four times the sums of one or two steps: in int16, 2 * 6 * 2 * 7 * 128 and 2 * 2 * 2 * 28 * 128 fit.
   template <int Steps>
   static inline __attribute__((always_inline)) void add(const uint8_t* weight, const uint8_t* x, __m256i* total) {
+    const uint8_t* ahead = weight;
 #pragma GCC unroll 4
-    for (int word = 0; word < kWords; ++word, weight += kThree) {
+    for (int word = 0; word < kWords; ++word, weight += kThree, ahead += Steps * kThree) {
+      fetch_ahead<Steps * kThree>(ahead);
       __m256i once = _mm256_setzero_si256(), fourfold = _mm256_setzero_si256();
       add_three(weight, x, once, fourfold);
       if (Steps == 2) add_three(weight + kStepBytes, x + kTable, once, fourfold);
