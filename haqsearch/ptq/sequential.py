@@ -5,7 +5,8 @@ The quantized network is walked layer by layer over the calibration inputs, besi
 are chosen so that W_q x' stays close to W x [the asymmetric objective of AdaRound, Nagel et al. 2020, 2004.10568, section 3.4].
 With C = cov(x', x') and d = W x - W x', what would be missing with the weights as they are, that is least squares to W x, whose
 real-valued solution is W* = W + cov(d, x') C^-1, and then the problem of ``reconstruct`` with W* for W. It depends on the whole
-policy, so it is for the few that are chosen.
+policy, so it is for the few that are chosen; but on no more of it than what comes before the layer, so policies that begin alike
+share the weights of their beginning.
 
 A layer whose output is only added to another value z, as at the end of a residual block, is to give the sum of the float
 network, not its own part of it: d has z - z' added. So it also makes up for what was lost beside it (the block-wise objective of
@@ -14,7 +15,9 @@ BRECQ [Li et al. 2021, 2102.05426, section 3.2], one layer at a time).
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import replace
+from threading import Lock
 from typing import Any
 
 import torch
@@ -51,14 +54,37 @@ _BATCH = 128
 _RIDGE = 0.1
 _NOISE = 1e-5  # of the mean square: what sums of float32 may be off
 
+_KEPT_BYTES = 2**28  # of weights that are kept for policies that begin alike: a thousand policies of ResNet-20
+
 Batches = list[Any]
+
+
+class _Kept:
+    """Weights that were made before, those of latest date; for several threads."""
+
+    def __init__(self, most: int = _KEPT_BYTES) -> None:
+        self.most, self.bytes = most, 0
+        self._made: dict[Hashable, QWeight] = {}
+        self._lock = Lock()
+
+    def get(self, key: Hashable) -> QWeight | None:
+        return self._made.get(key)
+
+    def put(self, key: Hashable, weight: QWeight) -> None:
+        with self._lock:
+            if key in self._made:
+                return
+            self._made[key] = weight
+            self.bytes += weight.codes.nbytes
+            while self.bytes > self.most:
+                self.bytes -= self._made.pop(next(iter(self._made))).codes.nbytes
 
 
 class FloatOutputs:
     """What every layer of the float network puts out on ``inputs`` (N, ...), its bias apart, at positions drawn for it.
 
     With the value beside it added, where its output is only added to one. ``quick``: to tell policies apart, of half of the
-    inputs and at half of the positions.
+    inputs and at half of the positions. Weights reconstructed from it are kept here, for policies that begin alike.
     """
 
     def __init__(self, graph: Graph, inputs: Tensor, quick: bool = False, seed: int = 0) -> None:
@@ -67,6 +93,7 @@ class FloatOutputs:
         self.beside = _beside(graph)
         self.positions: dict[str, list[Tensor]] = {node.name: [] for node in graph.layers}  # of each batch
         self.rows: dict[str, list[Tensor]] = {node.name: [] for node in graph.layers}  # (G, rows, N / G) of each batch
+        self.made = _Kept()
         self._generator, self._count = torch.Generator().manual_seed(seed), POSITIONS // 2 if quick else POSITIONS
         self._last = {name: node.name for node in graph.layers for name in self._read(node)}
         self._values: dict[str, Tensor] = {}
@@ -128,6 +155,7 @@ class _Walk:
         self.plan, self.policy, self.ranges = plan, policy, ranges
         self.values: dict[str, dict[str, Batches]] = {}  # node -> slot -> values of the quantized network, by batch
         self.made: dict[str, QWeight] = {}
+        self.before: tuple[str, ...] = ()  # all formats of what comes before, which decide what values are
 
     def weights(self) -> dict[str, QWeight]:
         last = {name: i for i, node in enumerate(self.graph.nodes) for name in node.inputs}
@@ -165,10 +193,20 @@ class _Walk:
         for slot in slots:
             format = self.plan.format(node.name, slot, self.policy)
             params = None if format.is_float else self.ranges.params(node.name, format)
+            self.before += (str(format),)
             found[slot] = [v if params is None else fake_quantize(v, params) for v in values]
         return found
 
     def _layer(self, node: Node, batches: list[dict[str, Tensor]]) -> QWeight:
+        self.before += (str(self.policy[node.layer].weight),)
+        key = (self.ranges, node.layer, self.before)
+        made = self.wanted.made.get(key)
+        if made is None:
+            made = self._reconstructed(node, batches)
+            self.wanted.made.put(key, made)
+        return made
+
+    def _reconstructed(self, node: Node, batches: list[dict[str, Tensor]]) -> QWeight:
         weight, order = self.graph.parameters[node.weight], row_order(self.graph.parameters[node.weight])
         mean, missing, square, cross = self._moments(node, batches)
         mean, square, cross = mean[:, order], square[:, order][:, :, order], cross[:, :, order]

@@ -244,6 +244,33 @@ def test_what_is_kept_of_the_float_network_is_made_anew_for_other_inputs():
     assert not all(a.equal(b) for a, b in zip(first, elsewhere, strict=True))
 
 
+WIDTHS = st.sampled_from([2, 4, 8])
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.lists(st.tuples(WIDTHS, WIDTHS, WIDTHS, WIDTHS, WIDTHS), min_size=6, max_size=6), st.booleans())
+def test_policies_that_begin_alike_share_weights_and_all_are_as_if_rounded_alone(widths, few):
+    from networks import prepared, samples
+
+    from haqsearch.ptq.sequential import FloatOutputs
+
+    torch.manual_seed(0)
+    inputs = samples((8,), 64, 0)
+    network = prepared(Beside().eval(), inputs)
+    shared = FloatOutputs(network.graph, inputs)
+    shared.made.most = 100 if few else shared.made.most  # bytes: no room for one policy's
+    for first, second, wide, shallow, deep in [*widths, *widths[::-1]]:
+        choices = {"first": (first, shallow), "second": (second, deep), "wide": (wide, shallow)}
+        policy = Policy({layer: Choice.parse(f"w{w}a{a}") for layer, (w, a) in choices.items()})
+        made = network.rounded_in_order(policy, shared)
+        alone = network.rounded_in_order(policy, FloatOutputs(network.graph, inputs))
+        for layer in choices:
+            one, other = (of.weight(layer, None) for of in (made, alone))
+            assert one.codes.equal(other.codes) and one.scale.equal(other.scale)
+            assert one.bias_correction.equal(other.bias_correction)
+    assert shared.made.bytes <= shared.made.most
+
+
 class Beside(torch.nn.Module):
     """A narrow branch, and a wide one that can make up for it."""
 
