@@ -270,7 +270,7 @@ class Run:
 
     @cached_property
     def _finisher(self) -> Finisher:
-        return Finisher(self.assembly, self.folder, self.say, self.clock.tick)
+        return Finisher(self.assembly, self.folder, self.say, self.clock.tick, max(self.workers, 1))
 
     def _report(
         self,

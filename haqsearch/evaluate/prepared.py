@@ -47,26 +47,32 @@ class Prepared:
     def in_order(self, policy: Policy, inputs: Tensor, quick: bool = False) -> Prepared:
         """The same network with the weights of ``policy`` reconstructed in network order from ``inputs`` (N, ...).
 
-        Unless ``quick``, also with the channels of narrow activations balanced first, which is another graph of the same
-        function; of the two, the one whose outputs on ``inputs`` are nearer to the float network's.
+        Unless ``quick``, with the channels of narrow activations ``balanced_in_order`` where that helps.
         """
-        found = self._in_order(policy, inputs, quick)
-        other = self if quick else self._balanced(policy, inputs)
-        if other is self:
-            return found
-        return min(found, other._in_order(policy, inputs, quick), key=lambda one: one._change(policy, inputs))
+        if quick:
+            return self.rounded_in_order(policy, self._float_outputs(inputs))
+        return self.balanced_in_order(policy, self.rounded_in_order(policy, FloatOutputs(self.graph, inputs)), inputs)
 
-    def _in_order(self, policy: Policy, inputs: Tensor, quick: bool) -> Prepared:
-        weights = reconstruct_in_order(self.plan, policy, self.ranges, self._float_outputs(inputs, quick))
+    def rounded_in_order(self, policy: Policy, wanted: FloatOutputs) -> Prepared:
+        """The same network with the weights of ``policy`` reconstructed from what ``wanted`` keeps of its float outputs."""
+        weights = reconstruct_in_order(self.plan, policy, self.ranges, wanted)
         return replace(self, weight=lambda layer, _: weights[layer], memo=Memo())
 
-    def _float_outputs(self, inputs: Tensor, quick: bool) -> FloatOutputs:
-        """Kept for the many policies of a search, at half the inputs and positions; not for the few that are finished."""
-        kept = self._quick[0] if quick and self._quick else None
+    def balanced_in_order(self, policy: Policy, rounded: Prepared, inputs: Tensor) -> Prepared:
+        """``rounded``, which is this network ``rounded_in_order``, or the same with the channels of narrow activations balanced
+        first, which is another graph of the same function: the one whose outputs on ``inputs`` are nearer to float's.
+        """
+        other = self._balanced(policy, inputs)
+        if other is self:
+            return rounded
+        balanced = other.rounded_in_order(policy, FloatOutputs(other.graph, inputs))
+        return min(rounded, balanced, key=lambda one: one._change(policy, inputs))
+
+    def _float_outputs(self, inputs: Tensor) -> FloatOutputs:
+        """Of half the inputs and positions, and kept: for the many policies of a search."""
+        kept = self._quick[0] if self._quick else None
         if kept is None or kept.graph is not self.graph or kept.inputs is not inputs:
-            kept = FloatOutputs(self.graph, inputs, quick)
-            if quick:
-                self._quick[:] = [kept]
+            self._quick[:] = [kept := FloatOutputs(self.graph, inputs, quick=True)]
         return kept
 
     def _change(self, policy: Policy, inputs: Tensor) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from threading import RLock
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ class CalibratedRanges:
     Values that are added, concatenated or clamped have scales that are odd multiples of one unit of the network; a value
     kept both in the residual stream and in a narrower format has scales in an odd ratio; so has a pool with its input.
     Convolutions and linear layers need nothing here: lowering adjusts their weight scales. ``params`` is cached, since a
-    search asks for the same few thousands of times.
+    search asks for the same few thousands of times, and may be asked by several threads.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class CalibratedRanges:
     ) -> None:
         self.plan, self.observers, self.factors, self.source = plan, observers, dict(factors or {}), source
         self._cache: dict[tuple[str, Format], QParams] = {}
+        self._making = RLock()
         self._least: dict[tuple[str, Format], QParams] = {}
         streams = [
             observers[name].mse(STREAM).scale
@@ -51,7 +53,8 @@ class CalibratedRanges:
         """Quantization of ``value`` (an arithmetic node): ``factor`` times the scale of least squared error."""
         key = (value, format)
         if key not in self._cache:
-            self._cache[key] = self.placed(value, format, self.factor(value, format))
+            with self._making:
+                self._cache[key] = self.placed(value, format, self.factor(value, format))
         return self._cache[key]
 
     def factor(self, value: str, format: Format) -> float:

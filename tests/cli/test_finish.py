@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
 from haqsearch.cli.assemble import Assembly
 from haqsearch.cli.finish import Finisher
@@ -17,11 +18,11 @@ WIDTHS = ("w4a4", "w4a8", "w8a4", "w8a2")
 
 @pytest.fixture
 def finisher(project):
-    def build(preset: str, candidates: int, steps: int = 8) -> tuple[Finisher, list[str]]:
+    def build(preset: str, candidates: int, steps: int = 8, at_once: int = 1) -> tuple[Finisher, list[str]]:
         said: list[str] = []
         overrides = [f"ptq.preset={preset}", f"qat.candidates={candidates}", f"qat.steps={steps}"]
         a = Assembly(load_recipe(project / "my.toml", overrides), project, (), project / "run")
-        return Finisher(a, project / "run", said.append, lambda: None), said
+        return Finisher(a, project / "run", said.append, lambda: None, at_once), said
 
     return build
 
@@ -96,3 +97,26 @@ def test_what_was_trained_from_other_weights_is_trained_again(finisher):
     other, said = finisher("accurate", 1)  # the same policy in the same folder, rounded by another method
     other.climbed([policy])
     assert sum("fine-tuning" in text for text in said) == 1
+
+
+def test_rounded_together_policies_become_what_they_become_alone(finisher):
+    """And the better half of them is tried with balanced channels, as the uniform baseline is whatever it scores."""
+    threads = torch.get_num_threads()
+    made = []
+    for at_once in (1, 3):
+        climber, said = finisher("accurate", 0, at_once=at_once)
+        chosen = policies(climber, 4)
+        made.append(climber.climbed(chosen))
+        assert torch.get_num_threads() == threads
+        assert sum("in network order" in text for text in said) == 4 and any("2 of them" in text for text in said)
+        last = chosen[min(range(4), key=lambda i: climber.score(made[-1][i]))]
+        climber.finished(last, "the uniform baseline")
+        assert sum("in network order" in text for text in said) == 4, "it is not rounded twice"
+        assert "1 of them with balanced channels, where activations are narrow" in said
+    assert [c.policy.digest for c in made[0]] == [p.digest for p in chosen]
+    for one, other in zip(*made, strict=True):
+        assert one.program.digest == other.program.digest
+        assert replace(one.evaluation, seconds=0.0) == replace(other.evaluation, seconds=0.0)
+    alone = climber.assembly.prepared.in_order(chosen[0], climber.assembly.splits.calibrate[0]).lower(chosen[0])
+    first, _ = finisher("accurate", 0)
+    assert first.rounded(chosen[0], "it").program.digest == alone.digest

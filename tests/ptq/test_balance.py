@@ -18,6 +18,7 @@ from haqsearch.graph.plan import make_plan
 from haqsearch.graph.ranges import calibrate
 from haqsearch.ptq import prepare
 from haqsearch.ptq.balance import balanced, balancing_scales
+from haqsearch.ptq.sequential import FloatOutputs
 from haqsearch.quant import quantize_weight
 from haqsearch.runtime import run_codes, run_program
 from haqsearch.spec import Choice, Policy
@@ -137,7 +138,7 @@ def test_never_further_from_the_float_network_on_what_was_seen(name, seed, text)
     network = replace(prepared(built(NETS[name]), seen), graph=(graph := uneven(net(name), seed)))
     network = replace(network, ranges=calibrate(graph, [seen]), plan=make_plan(graph))
     policy = policy_of(graph, text)
-    kept, without = network.in_order(policy, seen), network._in_order(policy, seen, quick=False)
+    kept, without = network.in_order(policy, seen), network.rounded_in_order(policy, FloatOutputs(network.graph, seen))
     wanted = run_float(graph, seen)
     errors = [float((run_program(n.lower(policy), seen) - wanted).square().mean()) for n in (kept, without)]
     assert errors[0] <= errors[1] * (1 + 1e-5)
