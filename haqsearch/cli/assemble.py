@@ -116,13 +116,20 @@ class Assembly:
         return self.prepared.graph.digest
 
     def round_weights(self, say: Callable[[str], None]) -> None:
-        """Integer weights of every layer in every format of the search space: made once, before searches ask for them."""
+        """Integer weights of every layer, and ranges of every activation, in every format of the search space: made once, before
+        searches ask for them.
+        """
         from haqsearch.evaluate import WeightBank
 
-        bank = self.prepared.weight
+        prepared, variables = self.prepared, self.space.variables
+        bank = prepared.weight
         if isinstance(bank, WeightBank):
-            variables = [v for v in self.space.variables if v.role == "weight"]
-            bank.prepare(((v.layers[0], format) for v in variables for format in v.candidates), say)
+            weights = [v for v in variables if v.role == "weight"]
+            bank.prepare(((v.layers[0], format) for v in weights for format in v.candidates), say)
+        formats = {layer: v.candidates for v in variables if v.role == "activation" for layer in v.layers}
+        for value, layer in prepared.plan.owner.items():
+            for format in formats.get(layer, ()):
+                prepared.ranges.params(value, format)
 
     @property
     def preparation_digest(self) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from haqsearch.cli.assemble import Assembly
+from haqsearch.cli.together import TOGETHER, sharing_threads
 from haqsearch.files import write_json_atomic
 from haqsearch.spec import OBJECTIVES, Evaluation, Policy
 
@@ -69,15 +70,17 @@ class Finisher:
     folder: Path
     say: Callable[[str], None]
     tick: Callable[[], None]
-    at_once: int = 1
+    at_once: int = TOGETHER
     _rounded: dict[str, _Rounded] = field(default_factory=dict)
 
     def score(self, candidate: Candidate) -> float:
         """What decides: the recipe's objective on the search split, large is good."""
         return OBJECTIVES[self.assembly.recipe.objective].score(candidate.evaluation)
 
-    def climbed(self, policies: Sequence[Policy]) -> list[Candidate]:
+    def climbed(self, policies: Sequence[Policy], rounded_too: Policy | None = None) -> list[Candidate]:
         """Successive halving of ``policies``, best first: everything that was made of them on the way.
+
+        ``rounded_too``: a policy that is to be ``finished`` afterwards, and is rounded along with them.
 
         All are rounded - in network order the better half of them once more, with balanced channels -, and the best
         ``qat.candidates`` of them go on. If several do, each is fine-tuned for a quarter of the steps, and the best of these in
@@ -89,10 +92,11 @@ class Finisher:
         """
         qat = self.assembly.recipe.qat
         names = {policy.digest: f"{number} of {len(policies)}" for number, policy in enumerate(policies, 1)}
-        self._round(policies, names)
+        others = [rounded_too] if rounded_too and rounded_too.digest not in names else []
+        self._round([*policies, *others], {**{other.digest: "the other" for other in others}, **names})
         made = [self._without_training(policy) for policy in policies]
         better = [candidate.policy for candidate in self._ranked(made)[: (len(made) + 1) // 2]]
-        if self._balance(better):
+        if self._balance([*better, *others]):
             made = [self._without_training(policy) for policy in policies]
         if not qat.candidates:
             return made
@@ -193,18 +197,12 @@ class Finisher:
         self, make: Callable[[Policy], tuple[Prepared, float]], policies: Sequence[Policy]
     ) -> Iterator[tuple[Prepared, float]]:
         """What ``make`` makes of each, ``at_once`` at a time: mostly products of matrices, which threads do side by side."""
-        import torch
-
-        at_once, threads = min(self.at_once, len(policies)), torch.get_num_threads()
+        at_once = min(self.at_once, len(policies))
         if at_once < 2:
             yield from map(make, policies)
             return
-        torch.set_num_threads(max(threads // at_once, 1))
-        try:
-            with ThreadPoolExecutor(at_once) as pool:
-                yield from pool.map(make, policies)
-        finally:
-            torch.set_num_threads(threads)
+        with sharing_threads(at_once), ThreadPoolExecutor(at_once) as pool:
+            yield from pool.map(make, policies)
 
     def _candidate(
         self, policy: Policy, program: IntegerProgram, fidelity: str, start: float, seconds: float | None = None

@@ -18,6 +18,7 @@ from haqsearch.cli.finish import Candidate, Finisher
 from haqsearch.cli.names import RECIPE_FILE
 from haqsearch.cli.outcome import environment, provenance, summarize, summarize_uniform
 from haqsearch.cli.policies import about_warm_starts
+from haqsearch.cli.together import TOGETHER, sharing_threads
 from haqsearch.config import AFTERTHOUGHTS, flat, load_recipe, to_toml
 from haqsearch.errors import SearchError
 from haqsearch.files import write_json_atomic, write_text_atomic
@@ -201,11 +202,11 @@ class Run:
 
     def _pool(self, in_order: bool = False) -> Pool:
         """Who evaluates; ``in_order``: with weights rounded in network order."""
-        from haqsearch.search.pool import SerialPool
+        from haqsearch.search.pool import SerialPool, ThreadPool
 
         a = self.assembly
         if not self.workers:
-            return SerialPool(a.evaluator.evaluate_in_order if in_order else a.evaluator.evaluate)
+            return ThreadPool(a.evaluator.evaluate_in_order, TOGETHER) if in_order else SerialPool(a.evaluator.evaluate)
         from haqsearch.search.ray_pool import RayPool
 
         threads = max((os.cpu_count() or 1) // self.workers, 1)
@@ -231,7 +232,8 @@ class Run:
 
         pool = self._pool(in_order=True)
         try:
-            run_search(problem, a.agent_for(problem, recipe.ptq.refine), pool, study, recipe.ptq.refine, on_event)
+            with sharing_threads(pool.capacity):
+                run_search(problem, a.agent_for(problem, recipe.ptq.refine), pool, study, recipe.ptq.refine, on_event)
         finally:
             pool.close()
         found = read_records(study)
@@ -261,16 +263,17 @@ class Run:
         count = max(recipe.qat.candidates, recipe.ptq.finalists if rounded_anew else 1)
         chosen = [r.policy for r in leading(second or records)[:count]]
         baseline = best_of([r for r in records if r.source == "uniform"])
+        compared = baseline is not None and recipe.qat.baseline
         with self.clock.stage("finish"):
-            found = self._finisher.climbed(chosen)
-        if baseline is None or not recipe.qat.baseline:
+            found = self._finisher.climbed(chosen, baseline.policy if baseline and compared else None)
+        if baseline is None or not compared:
             return found, [], baseline
         with self.clock.stage("finish_baseline"):
             return found, self._finisher.finished(baseline.policy, "the uniform baseline"), baseline
 
     @cached_property
     def _finisher(self) -> Finisher:
-        return Finisher(self.assembly, self.folder, self.say, self.clock.tick, max(self.workers, 1))
+        return Finisher(self.assembly, self.folder, self.say, self.clock.tick, self.workers or TOGETHER)
 
     def _report(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from threading import Lock
 
 from torch import Tensor, nn
 
@@ -26,6 +27,7 @@ from haqsearch.spec import Format, ModelSpec, Policy
 from haqsearch.spec.ptq import PTQ_PRESETS
 
 _BATCH = 128
+_MAKING = Lock()
 
 
 @dataclass(frozen=True)
@@ -69,11 +71,12 @@ class Prepared:
         return min(rounded, balanced, key=lambda one: one._change(policy, inputs))
 
     def _float_outputs(self, inputs: Tensor) -> FloatOutputs:
-        """Of half the inputs and positions, and kept: for the many policies of a search."""
-        kept = self._quick[0] if self._quick else None
-        if kept is None or kept.graph is not self.graph or kept.inputs is not inputs:
-            self._quick[:] = [kept := FloatOutputs(self.graph, inputs, quick=True)]
-        return kept
+        """Of half the inputs and positions, and kept: for the many policies of a search, in several threads."""
+        with _MAKING:
+            kept = self._quick[0] if self._quick else None
+            if kept is None or kept.graph is not self.graph or kept.inputs is not inputs:
+                self._quick[:] = [kept := FloatOutputs(self.graph, inputs, quick=True)]
+            return kept
 
     def _change(self, policy: Policy, inputs: Tensor) -> float:
         """Mean squared difference of the integer program's outputs on ``inputs`` and the float network's."""
@@ -87,7 +90,8 @@ class Prepared:
             return self
         ranges = calibrate(graph, inputs.split(_BATCH))
         if isinstance(self.ranges.source, OutputErrorFactors):
-            ranges = ranges.chosen_by(OutputErrorFactors(graph, ranges, inputs))
+            formats = {value: policy[layer].activation for value, layer in ranges.plan.owner.items()}
+            ranges = ranges.chosen_by(OutputErrorFactors(graph, ranges, inputs, formats=formats))
         return replace(self, graph=graph, plan=make_plan(graph), ranges=ranges)
 
     def finetuned(self, tuned: Finetuned) -> Prepared:

@@ -13,6 +13,7 @@ forward pass. Factors are few, as the error is flat around its least.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -38,30 +39,49 @@ class OutputErrorFactors:
     """(value, format) -> what to multiply the scale of least squared error by; 1 from the stream's width on.
 
     A format asked for the first time costs one float pass over at most 256 of ``inputs`` (N, ...), for all values at once. It
-    is kept in ``folder``, if there is one; that belongs to this network and these inputs.
+    is kept in ``folder``, if there is one; that belongs to this network and these inputs. ``formats``: the one format in which
+    each value is going to be asked for, where that is known, and all that is then looked at.
     """
 
-    def __init__(self, graph: Graph, ranges: CalibratedRanges, inputs: Tensor, folder: Path | None = None) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        ranges: CalibratedRanges,
+        inputs: Tensor,
+        folder: Path | None = None,
+        formats: Mapping[str, Format] | None = None,
+    ) -> None:
         self.graph, self.ranges, self.inputs, self.folder = graph, ranges, inputs[:_IMAGES], folder
         self.paths = {value: _paths(graph, value) for value in ranges.plan.owner}
+        self.formats = {} if formats is None else formats
         self.found: dict[Format, dict[str, float]] = {}
 
     def __call__(self, value: str, format: Format) -> float:
-        if format.is_float or format.width >= STREAM.width:
+        if format.is_float or format.width >= STREAM.width or value not in self.paths:
             return 1.0
-        if format not in self.found:
-            file = self.folder / f"ranges-{VERSION}-{format}.json" if self.folder else None
-            if file and file.is_file():
-                self.found[format] = json.loads(file.read_text(encoding="utf-8"))
-            else:
-                self.found[format] = self._choose(format)
-                if file:
-                    file.parent.mkdir(parents=True, exist_ok=True)
-                    write_json_atomic(file, self.found[format])
-        return self.found[format].get(value, 1.0)
+        known = self.found.setdefault(format, {})
+        if value not in known:
+            known.update(self._kept(format) if self.folder else self._choose(format, self._together(value, format)))
+        return known[value]
 
-    def _choose(self, format: Format) -> dict[str, float]:
-        errors = {value: torch.zeros(len(FACTORS), dtype=torch.float64) for value in self.paths}
+    def _together(self, value: str, format: Format) -> list[str]:
+        """The values to choose for when ``value`` is asked for."""
+        expected = self.formats.get(value) == format
+        return [other for other in self.paths if not expected or self.formats.get(other) == format]
+
+    def _kept(self, format: Format) -> dict[str, float]:
+        """Of all values, from the folder, or into it."""
+        assert self.folder is not None
+        file = self.folder / f"ranges-{VERSION}-{format}.json"
+        if file.is_file():
+            return dict(json.loads(file.read_text(encoding="utf-8")))
+        found = self._choose(format, self.paths)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json_atomic(file, found)
+        return found
+
+    def _choose(self, format: Format, values: Iterable[str]) -> dict[str, float]:
+        errors = {value: torch.zeros(len(FACTORS), dtype=torch.float64) for value in values}
 
         def observe(node: Node, x: Tensor) -> None:
             if node.name in errors:

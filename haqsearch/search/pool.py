@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -60,3 +61,21 @@ class SerialPool:
 
     def close(self) -> None:
         pass
+
+
+class ThreadPool:
+    """``capacity`` policies at a time, each in a thread of this process: for evaluations that are long, and mostly arithmetic
+    which leaves the interpreter's lock to others.
+    """
+
+    def __init__(self, evaluate: Evaluate, capacity: int) -> None:
+        self.capacity, self._evaluate, self._threads = capacity, evaluate, ThreadPoolExecutor(capacity)
+
+    def submit(self, policy: Policy, part: Part | None = None) -> Future[Evaluation]:
+        return self._threads.submit(evaluate_safely, self._evaluate, policy, part)
+
+    def result(self, handle: Future[Evaluation]) -> Evaluation:
+        return handle.result()
+
+    def close(self) -> None:
+        self._threads.shutdown(cancel_futures=True)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from networks import inputs as inputs_of
 from networks import small
 from torch import nn
 
@@ -81,6 +82,23 @@ def test_learned_factors_multiply_chosen_ones():
     assert learned.factor(value, Format("uint", 3)) == 1.25
 
 
+@pytest.mark.parametrize("name", ["shortcut", "concat", "avg_pool"])
+@pytest.mark.parametrize("seed", range(3))
+def test_what_is_asked_in_one_format_alone_has_the_factors_it_has_among_all(name, seed):
+    """And a value asked in another format than was foreseen has the right one too."""
+    network, inputs = small(name), inputs_of(name, 64, seed)
+    generator = torch.Generator().manual_seed(seed)
+    widths = [2 + int(torch.randint(3, (1,), generator=generator)) for _ in network.plan.owner]
+    formats = {value: Format("uint", width) for value, width in zip(network.plan.owner, widths, strict=True)}
+    every = OutputErrorFactors(network.graph, network.ranges, inputs)
+    those = OutputErrorFactors(network.graph, network.ranges, inputs, formats=formats)
+    for value, format in formats.items():
+        assert those(value, format) == every(value, format)
+        assert set(those.found[format]) == {other for other in formats if formats[other] == format}
+    for value, format in zip(formats, reversed(formats.values()), strict=True):
+        assert those(value, format) == every(value, format)
+
+
 def test_factors_are_kept_on_disk(tmp_path, monkeypatch):
     torch.manual_seed(0)
     inputs, model, format = torch.rand(64, 6), nn.Linear(6, 5), Format("uint", 3)
@@ -88,5 +106,5 @@ def test_factors_are_kept_on_disk(tmp_path, monkeypatch):
     first = OutputErrorFactors(graph, ranges, inputs, tmp_path / "kept")
     wanted = first(graph.input.name, format)
     again = OutputErrorFactors(graph, ranges, inputs, tmp_path / "kept")
-    monkeypatch.setattr(again, "_choose", lambda format: pytest.fail("found anew"))
+    monkeypatch.setattr(again, "_choose", lambda format, values: pytest.fail("found anew"))
     assert again(graph.input.name, format) == wanted
