@@ -46,14 +46,15 @@ class Prepared:
         """Integer program of ``policy``; a changed layer re-quantizes only itself."""
         return lower(self.graph, policy, self.ranges, self.weight, self.plan, self.memo)
 
-    def in_order(self, policy: Policy, inputs: Tensor, quick: bool = False) -> Prepared:
+    def in_order(self, policy: Policy, inputs: Tensor, quick: bool = False, balance: bool = True) -> Prepared:
         """The same network with the weights of ``policy`` reconstructed in network order from ``inputs`` (N, ...).
 
-        Unless ``quick``, with the channels of narrow activations ``balanced_in_order`` where that helps.
+        Unless ``quick``, with the channels of narrow activations ``balanced_in_order`` where that helps, if ``balance``.
         """
         if quick:
             return self.rounded_in_order(policy, self._float_outputs(inputs))
-        return self.balanced_in_order(policy, self.rounded_in_order(policy, FloatOutputs(self.graph, inputs)), inputs)
+        rounded = self.rounded_in_order(policy, FloatOutputs(self.graph, inputs))
+        return self.balanced_in_order(policy, rounded, inputs) if balance else rounded
 
     def rounded_in_order(self, policy: Policy, wanted: FloatOutputs) -> Prepared:
         """The same network with the weights of ``policy`` reconstructed from what ``wanted`` keeps of its float outputs."""

@@ -127,10 +127,7 @@ class Contest:
         (first, *best), seconds = self._searched(
             stage, agent, evaluations or recipe.max_evaluations, finalists or recipe.ptq.finalists
         )
-        objective = stage.assembly.problem.objective
-        finished = {policy: self._finished(stage, policy, "search") for policy in best}
-        chosen = max(best, key=lambda policy: objective.sign * getattr(finished[policy].scores, objective.name))
-        finishing = sum(scored.seconds for scored in finished.values())
+        chosen, finishing = self._chosen(stage, best)
         yield {
             **self._scored(stage, agent, first, chosen),
             "search_s": round(seconds, 1), "finish_s": round(finishing, 1), "finalists": len(best),
@@ -163,8 +160,25 @@ class Contest:
         policies += [record.policy for record in leading(second or found)[:count]]
         return policies, max(time.process_time() - start, known)
 
+    @classmethod
+    def _chosen(cls, stage: Stage, finalists: Sequence[Policy]) -> tuple[Policy, float]:
+        """The finalist that is best on the search split as a run finishes them, and the processor's seconds: all are rounded in
+        network order, and the better half of them tried with balanced channels.
+        """
+        objective = stage.assembly.problem.objective
+        first = {policy: cls._finished(stage, policy, "search", balanced=False) for policy in finalists}
+
+        def best_first(scored: Mapping[Policy, Scored]) -> list[Policy]:
+            return sorted(scored, key=lambda policy: -objective.sign * getattr(scored[policy].scores, objective.name))
+
+        better = best_first(first)[: (len(first) + 1) // 2]
+        second = {policy: cls._finished(stage, policy, "search") for policy in better}
+        # What balancing costs is timed with the rounding that it begins from, which is not done twice in a run.
+        more = sum(max(scored.seconds - first[policy].seconds, 0.0) for policy, scored in second.items())
+        return best_first(second)[0], sum(scored.seconds for scored in first.values()) + more
+
     @staticmethod
-    def _finished(stage: Stage, policy: Policy, split: str, order: int = 0) -> Scored:
+    def _finished(stage: Stage, policy: Policy, split: str, order: int = 0, balanced: bool = True) -> Scored:
         """Scores of ``policy`` rounded in network order, from the calibration samples in an ``order`` of theirs."""
         import torch
 
@@ -174,9 +188,11 @@ class Contest:
             inputs = a.splits.calibrate[0]
             if order:
                 inputs = inputs[torch.randperm(len(inputs), generator=torch.Generator().manual_seed(order))]
-            return a.evaluator.score(a.prepared.in_order(policy, inputs).lower(policy), split)
+            rounded = a.prepared.in_order(policy, inputs, balance=balanced)
+            return a.evaluator.score(rounded.lower(policy), split)
 
-        return stage.scores.remembered(f"{policy.digest} in order{order or ''}", split, make)
+        how = f"in order{order or ''}" if balanced else "in order, as it is"
+        return stage.scores.remembered(f"{policy.digest} {how}", split, make)
 
     def _others(self, a: Assembly, elsewhere: Sequence[Path]) -> Iterator[tuple[str, Policy, float | None]]:
         """Name, policy, and the report accuracy in the tool it is from: of the widest by each rule, and those from files."""
