@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from math import prod
 
 import torch
@@ -27,6 +28,8 @@ VERSION = 2
 
 POSITIONS = 64  # output positions per image that enter the covariance: neighbours tell little new
 _NARROW = 4  # bits; only up to here the outcome depends on the first scale
+_STRIPES = 4  # of a symmetric product: each begins at its diagonal, so that 10 of 16 blocks are computed
+_WORTH_HALVING = 128  # columns, from which that takes less time than the whole product
 _TINY = torch.finfo(torch.float64).tiny
 _NOISE = 1e-4  # of the squared mean: what is always the same has no variance, and its rounded sums one of either sign
 _DAMPING = 1e-3  # of the mean variance, added to every variance: dead inputs must not leave weights undetermined
@@ -77,7 +80,7 @@ class StatisticsCollector:
             rows = layer_rows(layer, weight, value, chosen)  # (G, rows, K)
             total, square, count = self.sums.get(layer.layer, (0.0, 0.0, 0))
             total = total + rows.sum(1).double()
-            square = square + (rows.transpose(1, 2) @ rows).double()
+            square = square + squares(rows).double()
             self.sums[layer.layer] = (total, square, count + rows.shape[1])
 
     def statistics(self) -> dict[str, InputStatistics]:
@@ -119,6 +122,20 @@ def layer_rows(layer: Node, weight: Tensor, x: Tensor, chosen: Tensor) -> Tensor
     patches = places.index_select(1, (row * (x.shape[3] + 2 * wide) + column).flatten())
     rows = patches.reshape(len(x) * len(chosen), -1, groups, weight.shape[1])
     return rows.permute(2, 0, 1, 3).reshape(groups, len(rows), -1)
+
+
+def squares(rows: Tensor) -> Tensor:
+    """Sums (G, K, K) of products of every two columns of ``rows`` (G, rows, K): what is on both sides of the diagonal once."""
+    size = rows.shape[2]
+    if size < _WORTH_HALVING:
+        return rows.transpose(1, 2) @ rows
+    found = rows.new_empty(len(rows), size, size)
+    edges = [size * part // _STRIPES for part in range(_STRIPES + 1)]
+    for start, stop in pairwise(edges):
+        stripe = rows[:, :, start:stop].transpose(1, 2) @ rows[:, :, start:]
+        found[:, start:stop, start:] = stripe
+        found[:, stop:, start:stop] = stripe[:, :, stop - start :].transpose(1, 2)
+    return found
 
 
 def draw_positions(size: Sequence[int], generator: torch.Generator, positions: int = POSITIONS) -> Tensor:

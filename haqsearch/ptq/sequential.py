@@ -41,6 +41,7 @@ from haqsearch.ptq.reconstruct import (
     reconstruct_weight,
     row_order,
     row_weights,
+    squares,
 )
 from haqsearch.quant import QWeight
 from haqsearch.spec import Policy
@@ -246,7 +247,7 @@ class _Walk:
             missing = self.wanted.rows[node.name][b] - x @ columns
             if added is not None:
                 missing = missing - output_rows(node, added[b], chosen)
-            parts = (x.sum(1), missing.sum(1), x.transpose(1, 2) @ x, missing.transpose(1, 2) @ x)
+            parts = (x.sum(1), missing.sum(1), squares(x), missing.transpose(1, 2) @ x)
             sums = [total + part.double() for total, part in zip(sums, parts, strict=True)]
             count += x.shape[1]
         return [total / count for total in sums]

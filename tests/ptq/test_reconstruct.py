@@ -22,6 +22,7 @@ from haqsearch.ptq.reconstruct import (
     output_size,
     reconstruct_weight,
     row_order,
+    squares,
 )
 from haqsearch.quant import quantize_weight
 from haqsearch.spec import Choice, Format, Policy
@@ -242,6 +243,14 @@ def test_what_is_kept_of_the_float_network_is_made_anew_for_other_inputs():
     assert all(a.equal(b) for a, b in zip(first, again, strict=True))
     assert all(a.equal(b) for a, b in zip(elsewhere, fresh, strict=True))
     assert not all(a.equal(b) for a, b in zip(first, elsewhere, strict=True))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 3), st.integers(1, 40), st.integers(1, 300), st.integers(0, 999))
+def test_squares_are_the_whole_product(groups, count, size, seed):
+    """Of integers, whose sums float32 holds exactly, on both sides of the diagonal."""
+    rows = torch.randint(-9, 10, (groups, count, size), generator=torch.Generator().manual_seed(seed)).float()
+    assert squares(rows).equal(rows.transpose(1, 2) @ rows)
 
 
 WIDTHS = st.sampled_from([2, 4, 8])
