@@ -136,7 +136,8 @@ def test_spearman_by_hand():
 
 
 def test_kl_ranks_policies_at_least_as_well_as_accuracy_on_digits(evaluator):
-    kl, accuracy, _, _ = agreement(evaluator, [random_policy(evaluator.prepared, seed, 4) for seed in range(15)])
+    """From 3 bits on: at 4 and more all are so good that chance ranks them, on some of the networks that machines train."""
+    kl, accuracy, _, _ = agreement(evaluator, [random_policy(evaluator.prepared, seed, 3) for seed in range(30)])
     print(f"digits_cnn: kl {kl:.3f}, accuracy {accuracy:.3f}")
     assert kl >= accuracy
     assert kl > 0.9
