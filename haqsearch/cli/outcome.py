@@ -168,9 +168,11 @@ def _commit() -> str:
 
 
 def _processor() -> str:
+    """Its name, and on x86 its family and model: clouds call processors of several generations by one name."""
     info = Path("/proc/cpuinfo")
     if info.is_file():
-        for line in info.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+        lines = (line.partition(":")[::2] for line in info.read_text(encoding="utf-8").split("\n\n")[0].splitlines())
+        said = {key.strip(): value.strip() for key, value in lines}
+        if name := said.get("model name"):
+            return f"{name} (family {said['cpu family']}, model {said['model']})" if "cpu family" in said else name
     return platform.processor() or platform.machine()
