@@ -93,7 +93,7 @@ class Finisher:
         qat = self.assembly.recipe.qat
         names = {policy.digest: f"{number} of {len(policies)}" for number, policy in enumerate(policies, 1)}
         others = [rounded_too] if rounded_too and rounded_too.digest not in names else []
-        self._round([*policies, *others], {**{other.digest: "the other" for other in others}, **names})
+        self._round([*policies, *others], {**{other.digest: "the one to compare with" for other in others}, **names})
         made = [self._without_training(policy) for policy in policies]
         better = [candidate.policy for candidate in self._ranked(made)[: (len(made) + 1) // 2]]
         if self._balance([*better, *others]):
