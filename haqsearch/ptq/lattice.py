@@ -38,7 +38,22 @@ def nearest_plane(rows: Tensor, scale: Tensor, covariance: Tensor, grid: Grid) -
     every = order[:, None].expand(rows.shape)
     if grid.step is not None:
         grid = replace(grid, step=grid.step.gather(2, every))
-    wanted = rows.gather(2, every).transpose(1, 2).contiguous()  # (G, K, N)
+    decide = decide_in_torch if rows.device.type != "cpu" or best_backend() != "native" else _decide_natively
+    return torch.empty_like(rows).scatter_(2, every, decide(rows.gather(2, every), scale, share, grid))
+
+
+def _decide_natively(rows: Tensor, scale: Tensor, share: Tensor, grid: Grid) -> Tensor:
+    return get_backend("native").decide(
+        rows, scale, share.transpose(1, 2), (grid.low, grid.high), _double(grid.levels), _double(grid.step)
+    )
+
+
+def decide_in_torch(rows: Tensor, scale: Tensor, share: Tensor, grid: Grid) -> Tensor:
+    """Codes (G, N, K) of ``rows``, from the first input to the last; ``share`` (G, K, K): in row k of the change of weight k what
+    each later one is made less by. Native code has the same, but for the order of sums.
+    """
+    size = rows.shape[2]
+    wanted = rows.transpose(1, 2).contiguous()  # (G, K, N)
     codes, changes = torch.empty_like(wanted), torch.empty_like(wanted)
     for start in range(0, size, _BLOCK):
         stop = min(start + _BLOCK, size)
@@ -47,7 +62,11 @@ def nearest_plane(rows: Tensor, scale: Tensor, covariance: Tensor, grid: Grid) -
             changes[:, k] = wanted[:, k] - codes[:, k] * scale
             wanted[:, k + 1 : stop].baddbmm_(share[:, k, k + 1 : stop, None], changes[:, k, None], alpha=-1)
         wanted[:, stop:].baddbmm_(share[:, start:stop, stop:].transpose(1, 2), changes[:, start:stop], alpha=-1)
-    return torch.empty_like(rows).scatter_(2, every, codes.transpose(1, 2))
+    return codes.transpose(1, 2)
+
+
+def _double(values: Tensor | None) -> Tensor | None:
+    return None if values is None else values.double()
 
 
 def _lower_factor(symmetric: Tensor) -> Tensor:
@@ -77,11 +96,8 @@ def descend(
         return in_torch(rows, codes, slope, scale, covariance, grid, sweeps)
     error = (rows - codes * scale[..., None]).contiguous()
     codes, slope = codes.contiguous().clone(), slope.contiguous().clone()
-    levels = None if grid.levels is None else grid.levels.double()
-    step = None if grid.step is None else grid.step.double()
-    get_backend("native").descend(
-        codes, error, slope, rows, scale, covariance, (grid.low, grid.high), levels, step, sweeps
-    )
+    bounds, levels, step = (grid.low, grid.high), _double(grid.levels), _double(grid.step)
+    get_backend("native").descend(codes, error, slope, rows, scale, covariance, bounds, levels, step, sweeps)
     return codes, slope
 
 

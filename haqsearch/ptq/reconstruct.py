@@ -23,7 +23,7 @@ from haqsearch.ptq.lattice import descend, nearest_plane
 from haqsearch.quant import QWeight, quantize_weight
 from haqsearch.spec import Format
 
-VERSION = 2
+VERSION = 3
 """Of the method: weights made by another version are made again."""
 
 POSITIONS = 64  # output positions per image that enter the covariance: neighbours tell little new

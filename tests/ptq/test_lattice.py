@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from haqsearch.ptq.lattice import descend, in_torch, nearest_plane
+from haqsearch.ptq import lattice
+from haqsearch.ptq.lattice import decide_in_torch, descend, in_torch, nearest_plane
 from haqsearch.quant import quantize_weight
 from haqsearch.quant.grid import Grid
 from haqsearch.spec import Format
@@ -73,12 +74,53 @@ def test_arrays_that_do_not_belong_together_are_refused():
         native.descend(codes, codes.clone(), codes.clone(), rows, scale, covariance[:, :2], (-3, 3), None, None, 1)
 
 
+def decided(rows, scale, share, grid):
+    """``decide``, a product and a difference at a time."""
+    wanted, codes = rows.clone(), torch.empty_like(rows)
+    for k in range(rows.shape[2]):
+        codes[:, :, k] = grid[:, :, k].snap(wanted[:, :, k] / scale)
+        change = wanted[:, :, k] - codes[:, :, k] * scale
+        for j in range(k + 1, rows.shape[2]):
+            wanted[:, :, j] -= share[:, k, j, None] * change
+    return codes
+
+
 @settings(max_examples=60, deadline=None)
-@given(shapes, st.integers(0, 10_000), st.booleans())
-def test_the_nearest_plane_keeps_babais_bound(shape, seed, twins):
+@given(
+    st.tuples(st.integers(1, 3), st.integers(1, 19), st.integers(1, 24)),
+    st.sampled_from(FORMATS),
+    st.integers(0, 10_000),
+    st.integers(1, 4),
+)
+def test_native_decisions_are_those_of_one_product_at_a_time(shape, format, seed, threads):
+    from haqsearch.kernels import native
+
+    rows, _, scale, _, grid = problem(shape, format, seed, False)
+    share = torch.randn(
+        shape[0], shape[2], shape[2], dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+    )
+    levels, step = (None if t is None else t.double() for t in (grid.levels, grid.step))
+    before, kept = torch.get_num_threads(), rows.clone()
+    torch.set_num_threads(threads)
+    try:
+        found = native.decide(rows, scale, share.transpose(1, 2), (grid.low, grid.high), levels, step)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found, decided(rows, scale, share, grid)) and torch.equal(rows, kept)
+    with pytest.raises(ValueError, match="belong together"):
+        native.decide(rows, scale, share[:, :, :-1], (grid.low, grid.high), levels, step)
+
+
+@settings(max_examples=60, deadline=None)
+@given(shapes, st.integers(0, 10_000), st.booleans(), st.booleans())
+def test_the_nearest_plane_keeps_babais_bound(shape, seed, twins, built):
     """e C e' <= sum_k (V_kk scale / 2) ** 2 with C = V V', V upper triangular in the order of decision, if no code is clamped."""
     rows, _, scale, covariance, _ = problem(shape, "int8", seed, twins)
-    change = rows - nearest_plane(rows, scale, covariance, Grid(-(10**6), 10**6)) * scale[..., None]
+    with pytest.MonkeyPatch.context() as patch:
+        if not built:
+            patch.setattr(lattice, "_decide_natively", decide_in_torch)
+        plane = nearest_plane(rows, scale, covariance, Grid(-(10**6), 10**6))
+    change = rows - plane * scale[..., None]
     error = ((change @ covariance) * change).sum(2)
     for group, matrix in enumerate(covariance):
         order = matrix.diagonal().argsort(descending=True, stable=True)

@@ -65,13 +65,32 @@ def descend(
 
     ``levels`` and ``step`` as of a ``Grid``; without levels the integers within ``bounds``. On torch's number of threads.
     """
-    none = codes.new_empty(0)
-    between = none if levels is None else (levels[:-1] + levels[1:]) / 2
     rows, scale, covariance = rows.contiguous(), scale.contiguous(), covariance.contiguous()
+    grid = _grid(bounds, levels, step)
+    _native.descend(codes, error, slope, rows, scale, covariance, *grid, sweeps, torch.get_num_threads())
+
+
+def decide(
+    rows: Tensor, scale: Tensor, share: Tensor, bounds: tuple[int, int], levels: Tensor | None, step: Tensor | None
+) -> Tensor:
+    """Codes (G, N, K) for ``nearest_plane`` of ``haqsearch.ptq.lattice``, the inputs of ``rows`` in the order of decision.
+
+    ``share`` (G, K, K): in row k of the changes of inputs before k what weight k is made less by. The others as of ``descend``.
+    """
+    rows, scale, share = rows.contiguous(), scale.contiguous(), share.contiguous()
+    codes = torch.empty_like(rows)
+    _native.decide(codes, rows, scale, share, *_grid(bounds, levels, step), torch.get_num_threads())
+    return codes
+
+
+def _grid(
+    bounds: tuple[int, int], levels: Tensor | None, step: Tensor | None
+) -> tuple[float, float, Tensor, Tensor, Tensor]:
+    """Lowest and highest level, all levels, what lies between them, and steps; empty tensors for none."""
+    none = torch.empty(0, dtype=torch.float64)
+    between = none if levels is None else (levels[:-1] + levels[1:]) / 2
     levels, step = (none if t is None else t.contiguous() for t in (levels, step))
-    low, high = map(float, bounds)
-    _native.descend(codes, error, slope, rows, scale, covariance, low, high, levels, between, step, sweeps,
-                    torch.get_num_threads())  # fmt: skip
+    return float(bounds[0]), float(bounds[1]), levels, between, step
 
 
 def histogram(values: Tensor, low: float, step: float, counts: Tensor) -> None:
@@ -274,6 +293,7 @@ __all__ = [
     "conv2d",
     "conv_op",
     "copy_op",
+    "decide",
     "descend",
     "epilogue",
     "flatten_op",

@@ -111,22 +111,42 @@ std::pair<double, uint64_t> read_memory(uintptr_t address, int64_t bytes) {
 
 using Doubles = nb::ndarray<double, nb::c_contig, nb::device::cpu>;
 
-// `grid`: the lowest and the highest level, or all of them; `step` empty for 1 everywhere.
+// Its arrays belong together if `fits` says so of the others too. The lowest and the highest level, or all of them; `step` empty
+// for 1 everywhere.
+void fill(Lattice& lattice, const Doubles& rows, const Doubles& scale, double low, double high, const Doubles& levels,
+          const Doubles& middles, const Doubles& step, bool fits) {
+  const size_t size = rows.size();
+  if (rows.ndim() != 3) throw std::invalid_argument("weights are (G, N, K)");
+  if (!fits || scale.size() != rows.shape(0) * rows.shape(1) || (step.size() && step.size() != size) ||
+      (levels.size() && middles.size() + 1 != levels.size()))
+    throw std::invalid_argument("the arrays of a layer's weights do not belong together");
+  lattice.groups = rows.shape(0), lattice.channels = rows.shape(1), lattice.inputs = rows.shape(2);
+  lattice.rows = rows.data(), lattice.scale = scale.data(), lattice.step = step.size() ? step.data() : nullptr;
+  lattice.low = low, lattice.high = high, lattice.level_count = levels.size();
+  lattice.levels = levels.size() ? levels.data() : nullptr, lattice.middles = middles.data();
+}
+
+bool squares_of(const Doubles& square, const Doubles& rows) {
+  return rows.ndim() == 3 && square.size() == rows.shape(0) * rows.shape(2) * rows.shape(2);
+}
+
+void decision(const Doubles& codes, const Doubles& rows, const Doubles& scale, const Doubles& share, double low, double high,
+              const Doubles& levels, const Doubles& middles, const Doubles& step, int threads) {
+  Decision d{};
+  fill(d, rows, scale, low, high, levels, middles, step, codes.size() == rows.size() && squares_of(share, rows));
+  d.codes = codes.data(), d.share = share.data();
+  nb::gil_scoped_release release;
+  decide(d, threads);
+}
+
 void coordinate_descent(const Doubles& codes, const Doubles& error, const Doubles& slope, const Doubles& rows, const Doubles& scale,
                         const Doubles& covariance, double low, double high, const Doubles& levels, const Doubles& middles,
                         const Doubles& step, int sweeps, int threads) {
-  if (codes.ndim() != 3) throw std::invalid_argument("codes are (G, N, K)");
-  const size_t groups = codes.shape(0), channels = codes.shape(1), inputs = codes.shape(2), size = codes.size();
-  if (error.size() != size || slope.size() != size || rows.size() != size || scale.size() != groups * channels ||
-      covariance.size() != groups * inputs * inputs || (step.size() && step.size() != size) ||
-      (levels.size() && middles.size() + 1 != levels.size()))
-    throw std::invalid_argument("the arrays of a descent do not belong together");
+  const size_t size = rows.size();
   Descent d{};
-  d.groups = groups, d.channels = channels, d.inputs = inputs;
-  d.codes = codes.data(), d.error = error.data(), d.slope = slope.data(), d.rows = rows.data(), d.scale = scale.data();
-  d.covariance = covariance.data(), d.step = step.size() ? step.data() : nullptr;
-  d.low = low, d.high = high, d.level_count = levels.size();
-  d.levels = levels.size() ? levels.data() : nullptr, d.middles = middles.data();
+  fill(d, rows, scale, low, high, levels, middles, step,
+       codes.size() == size && error.size() == size && slope.size() == size && squares_of(covariance, rows));
+  d.codes = codes.data(), d.error = error.data(), d.slope = slope.data(), d.covariance = covariance.data();
   nb::gil_scoped_release release;
   descend(d, sweeps, threads);
 }
@@ -167,6 +187,7 @@ NB_MODULE(_native, m) {
   }, nb::arg(), nb::arg(), nb::arg().none(), nb::arg());
   m.def("peaks", &peaks, nb::call_guard<nb::gil_scoped_release>());
   m.def("descend", &coordinate_descent);
+  m.def("decide", &decision);
   m.def("histogram", [](const Array<float>& values, float low, float step,
                         const nb::ndarray<int64_t, nb::c_contig, nb::device::cpu>& counts, int threads) {
     if (!counts.size() || !(step > 0)) throw std::invalid_argument("a histogram has bins, and they have a width");
