@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from haqsearch.spec import OBJECTIVES, Evaluation, Policy
 
 if TYPE_CHECKING:
     from haqsearch.evaluate import Prepared
+    from haqsearch.ptq.sequential import FloatOutputs
     from haqsearch.runtime import IntegerProgram
 
 SHORT = 4  # a short fine-tune has the recipe's steps divided by this
@@ -160,26 +162,33 @@ class Finisher:
 
     def _round(self, policies: Sequence[Policy], names: Mapping[str, str]) -> None:
         """Round the weights of ``policies`` in network order, if the recipe's preset does and they are not yet."""
-        from haqsearch.ptq.sequential import FloatOutputs
-
         a = self.assembly
         left = [p for p in policies if "in_order" in a.recipe.ptq.pipeline and p.digest not in self._rounded]
         if not left:
             return
         for policy in left:
             self.say(f"rounding {names[policy.digest]} in network order: {policy.digest}")
-        wanted = FloatOutputs(a.prepared.graph, a.splits.calibrate[0])  # the same for all of them
+        wanted = self._float_outputs
         self._keep(left, lambda policy: a.prepared.rounded_in_order(policy, wanted), balanced=False)
 
     def _balance(self, policies: Sequence[Policy]) -> bool:
         """Try balanced channels on those of ``policies`` that are rounded in network order; whether there were any to try."""
-        a, rounded = self.assembly, self._rounded
+        prepared, rounded = self.assembly.prepared, self._rounded
         left = [p for p in policies if p.digest in rounded and not rounded[p.digest].balanced]
-        if left:
-            self.say(f"{len(left)} of them with balanced channels, where activations are narrow")
-        inputs = a.splits.calibrate[0]
-        self._keep(left, lambda p: a.prepared.balanced_in_order(p, rounded[p.digest].prepared, inputs), balanced=True)
-        return bool(left)
+        if not left:
+            return False
+        self.say(f"{len(left)} of them with balanced channels, where activations are narrow")
+        wanted = self._float_outputs
+        self._keep(left, lambda p: prepared.balanced_in_order(p, rounded[p.digest].prepared, wanted), balanced=True)
+        vars(self).pop("_float_outputs")  # large, and all that are to be rounded are
+        return True
+
+    @cached_property
+    def _float_outputs(self) -> FloatOutputs:
+        """The same for all policies."""
+        from haqsearch.ptq.sequential import FloatOutputs
+
+        return FloatOutputs(self.assembly.prepared.graph, self.assembly.splits.calibrate[0])
 
     def _keep(self, policies: Sequence[Policy], make: Callable[[Policy], Prepared], balanced: bool) -> None:
         """Keep what ``make`` makes of each policy."""

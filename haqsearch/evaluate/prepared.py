@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from haqsearch.data import Splits
 from haqsearch.evaluate.metrics import in_batches
 from haqsearch.evaluate.weights import WeightBank
-from haqsearch.graph import Graph, model_spec, run_float, trace
+from haqsearch.graph import Graph, model_spec, trace
 from haqsearch.graph.plan import Plan, make_plan
 from haqsearch.graph.ranges import CalibratedRanges, calibrate
 from haqsearch.ptq.activation_ranges import OutputErrorFactors
-from haqsearch.ptq.balance import balanced
+from haqsearch.ptq.balance import balancing_scales
+from haqsearch.ptq.equalize import Scales, rescaled
 from haqsearch.ptq.pipeline import Pipeline
 from haqsearch.ptq.sequential import FloatOutputs, reconstruct_in_order
 from haqsearch.qat import Finetuned
@@ -53,23 +54,25 @@ class Prepared:
         """
         if quick:
             return self.rounded_in_order(policy, self._float_outputs(inputs))
-        rounded = self.rounded_in_order(policy, FloatOutputs(self.graph, inputs))
-        return self.balanced_in_order(policy, rounded, inputs) if balance else rounded
+        wanted = FloatOutputs(self.graph, inputs)
+        rounded = self.rounded_in_order(policy, wanted)
+        return self.balanced_in_order(policy, rounded, wanted) if balance else rounded
 
     def rounded_in_order(self, policy: Policy, wanted: FloatOutputs) -> Prepared:
         """The same network with the weights of ``policy`` reconstructed from what ``wanted`` keeps of its float outputs."""
         weights = reconstruct_in_order(self.plan, policy, self.ranges, wanted)
         return replace(self, weight=lambda layer, _: weights[layer], memo=Memo())
 
-    def balanced_in_order(self, policy: Policy, rounded: Prepared, inputs: Tensor) -> Prepared:
-        """``rounded``, which is this network ``rounded_in_order``, or the same with the channels of narrow activations balanced
-        first, which is another graph of the same function: the one whose outputs on ``inputs`` are nearer to float's.
+    def balanced_in_order(self, policy: Policy, rounded: Prepared, wanted: FloatOutputs) -> Prepared:
+        """``rounded``, which is this network ``rounded_in_order`` from ``wanted``, or the same with the channels of narrow
+        activations balanced first, which is another graph of the same function: the one whose outputs are nearer to float's.
         """
-        other = self._balanced(policy, inputs)
-        if other is self:
+        scales = balancing_scales(self.graph, policy, wanted.batches)
+        if not scales:
             return rounded
-        balanced = other.rounded_in_order(policy, FloatOutputs(other.graph, inputs))
-        return min(rounded, balanced, key=lambda one: one._change(policy, inputs))
+        other = self._balanced(policy, scales, wanted.inputs)
+        balanced = other.rounded_in_order(policy, wanted.rescaled(other.graph, scales))
+        return min(rounded, balanced, key=lambda one: one._change(policy, wanted))
 
     def _float_outputs(self, inputs: Tensor) -> FloatOutputs:
         """Of half the inputs and positions, and kept: for the many policies of a search, in several threads."""
@@ -79,21 +82,24 @@ class Prepared:
                 self._quick[:] = [kept := FloatOutputs(self.graph, inputs, quick=True)]
             return kept
 
-    def _change(self, policy: Policy, inputs: Tensor) -> float:
-        """Mean squared difference of the integer program's outputs on ``inputs`` and the float network's."""
+    def _change(self, policy: Policy, wanted: FloatOutputs) -> float:
+        """Mean squared difference of the integer program's outputs and the float network's, on the inputs of ``wanted``."""
         program = self.lower(policy)
-        change = in_batches(lambda x: run_program(program, x) - run_float(self.graph, x), inputs)
-        return float(change.double().square().mean())
+        outputs = in_batches(lambda x: run_program(program, x), wanted.inputs)
+        return float((outputs - wanted.output).double().square().mean())
 
-    def _balanced(self, policy: Policy, inputs: Tensor) -> Prepared:
-        graph = balanced(self.graph, policy, inputs.split(_BATCH))
-        if graph is self.graph:
-            return self
-        ranges = calibrate(graph, inputs.split(_BATCH))
-        if isinstance(self.ranges.source, OutputErrorFactors):
-            formats = {value: policy[layer].activation for value, layer in ranges.plan.owner.items()}
-            ranges = ranges.chosen_by(OutputErrorFactors(graph, ranges, inputs, formats=formats))
-        return replace(self, graph=graph, plan=make_plan(graph), ranges=ranges)
+    def _balanced(self, policy: Policy, scales: Scales, inputs: Tensor) -> Prepared:
+        """The network with layers' output channels divided by ``scales``, and ranges anew of the values that this changes."""
+        graph, before = rescaled(self.graph, scales), self.ranges
+        changed = {node.name for node in graph.layers if node.layer in scales}
+        observed = calibrate(graph, inputs.split(_BATCH), values=changed)
+        ranges = CalibratedRanges(observed.plan, {**before.observers, **observed.observers})
+        factor = ranges.factor
+        if isinstance(before.source, OutputErrorFactors):
+            formats = {value: policy[ranges.plan.owner[value]].activation for value in changed}
+            factor = OutputErrorFactors(graph, ranges, inputs, formats=formats)
+        ranges = ranges.chosen_by(lambda value, format: (factor if value in changed else before.factor)(value, format))
+        return replace(self, graph=graph, plan=ranges.plan, ranges=ranges)
 
     def finetuned(self, tuned: Finetuned) -> Prepared:
         """The same network as training left it: other parameters, their integer weights, moved activation scales."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from threading import RLock
 
@@ -59,7 +59,10 @@ class CalibratedRanges:
 
     def factor(self, value: str, format: Format) -> float:
         """What the scale of least squared error is multiplied by: what was set, or else what ``source`` says."""
-        return self.factors[value, format] if (value, format) in self.factors else self.source(value, format)
+        if (value, format) in self.factors:
+            return self.factors[value, format]
+        with self._making:
+            return self.source(value, format)
 
     def scaled(self, factors: Mapping[tuple[str, Format], float]) -> CalibratedRanges:
         """The same ranges with the scales of some (value, format) multiplied by a factor (learned in training)."""
@@ -107,16 +110,21 @@ def _rescaled(params: QParams, scale: float) -> QParams:
     return QParams(format, scale, min(max(round(-low / scale), format.code_min), format.code_max))
 
 
-def calibrate(graph: Graph, batches: Iterable[Tensor], *others: Callable[[Node, Tensor], None]) -> CalibratedRanges:
+def calibrate(
+    graph: Graph,
+    batches: Iterable[Tensor],
+    *others: Callable[[Node, Tensor], None],
+    values: Collection[str] | None = None,
+) -> CalibratedRanges:
     """Observe every value that is quantized anywhere, in one pass. Raises DataError on NaN, infinity or no data.
 
-    ``others`` are called with every node and its value in the same pass.
+    ``others`` are called with every node and its value in the same pass. ``values``: names of those to be observed; None: all.
     """
     plan = make_plan(graph)
     observers = {
         n.name: HistogramObserver(n.name)
         for n in graph.nodes
-        if n.op not in MOVES and set(plan.slots[n.name]) - {"float"}
+        if n.op not in MOVES and set(plan.slots[n.name]) - {"float"} and (values is None or n.name in values)
     }
 
     def observe(node: Node, value: Tensor) -> None:

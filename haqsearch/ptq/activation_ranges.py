@@ -13,7 +13,7 @@ forward pass. Factors are few, as the error is flat around its least.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -40,7 +40,7 @@ class OutputErrorFactors:
 
     A format asked for the first time costs one float pass over at most 256 of ``inputs`` (N, ...), for all values at once. It
     is kept in ``folder``, if there is one; that belongs to this network and these inputs. ``formats``: the one format in which
-    each value is going to be asked for, where that is known, and all that is then looked at.
+    values are going to be asked for, where that is known: chosen for all of these in one pass, and nothing else is looked at.
     """
 
     def __init__(
@@ -53,21 +53,20 @@ class OutputErrorFactors:
     ) -> None:
         self.graph, self.ranges, self.inputs, self.folder = graph, ranges, inputs[:_IMAGES], folder
         self.paths = {value: _paths(graph, value) for value in ranges.plan.owner}
-        self.formats = {} if formats is None else formats
-        self.found: dict[Format, dict[str, float]] = {}
+        self.formats = {value: format for value, format in (formats or {}).items() if self._is_narrow(value, format)}
+        self.found: dict[tuple[str, Format], float] = {}
 
     def __call__(self, value: str, format: Format) -> float:
-        if format.is_float or format.width >= STREAM.width or value not in self.paths:
+        if not self._is_narrow(value, format):
             return 1.0
-        known = self.found.setdefault(format, {})
-        if value not in known:
-            known.update(self._kept(format) if self.folder else self._choose(format, self._together(value, format)))
-        return known[value]
+        if (value, format) not in self.found:
+            together = self.formats if self.formats.get(value) == format else dict.fromkeys(self.paths, format)
+            chosen = self._kept(format) if self.folder else self._choose(together)
+            self.found.update({(name, together[name]): factor for name, factor in chosen.items()})
+        return self.found[value, format]
 
-    def _together(self, value: str, format: Format) -> list[str]:
-        """The values to choose for when ``value`` is asked for."""
-        expected = self.formats.get(value) == format
-        return [other for other in self.paths if not expected or self.formats.get(other) == format]
+    def _is_narrow(self, value: str, format: Format) -> bool:
+        return not format.is_float and format.width < STREAM.width and value in self.paths
 
     def _kept(self, format: Format) -> dict[str, float]:
         """Of all values, from the folder, or into it."""
@@ -75,17 +74,18 @@ class OutputErrorFactors:
         file = self.folder / f"ranges-{VERSION}-{format}.json"
         if file.is_file():
             return dict(json.loads(file.read_text(encoding="utf-8")))
-        found = self._choose(format, self.paths)
+        found = self._choose(dict.fromkeys(self.paths, format))
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json_atomic(file, found)
         return found
 
-    def _choose(self, format: Format, values: Iterable[str]) -> dict[str, float]:
-        errors = {value: torch.zeros(len(FACTORS), dtype=torch.float64) for value in values}
+    def _choose(self, formats: Mapping[str, Format]) -> dict[str, float]:
+        """Of every value in its format."""
+        errors = {value: torch.zeros(len(FACTORS), dtype=torch.float64) for value in formats}
 
         def observe(node: Node, x: Tensor) -> None:
             if node.name in errors:
-                errors[node.name] += self._errors(node, x, format)
+                errors[node.name] += self._errors(node, x, formats[node.name])
 
         with torch.no_grad():
             for batch in self.inputs.split(_BATCH):

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from haqsearch.graph import Graph, Node, run_float
 from haqsearch.graph.plan import STREAM, make_plan
-from haqsearch.ptq.equalize import Scales, chains, rescaled
+from haqsearch.ptq.equalize import Scales, chains
 from haqsearch.ptq.reconstruct import draw_positions, output_rows
 from haqsearch.quant.grid import Grid, least_error_scale
 from haqsearch.spec import Format, Policy
@@ -49,19 +49,11 @@ IMAGES = 256
 """Calibration samples, at most, that the scales are found from."""
 
 
-def balanced(graph: Graph, policy: Policy, batches: Iterable[Tensor]) -> Graph:
-    """``graph`` (prepared) as ``policy`` likes it better; its float function is unchanged, to float32's rounding.
-
-    ``graph`` itself where nothing is to be done. One float pass over the calibration inputs ``batches``.
-    """
-    scales = balancing_scales(graph, policy, batches)
-    return rescaled(graph, scales) if scales else graph
-
-
 def balancing_scales(graph: Graph, policy: Policy, batches: Iterable[Tensor], seed: int = 0) -> Scales:
-    """Layer -> what its output channels are divided by, for the layers that ``policy`` lets one do it to.
+    """Layer -> what its output channels are divided by, for the layers of ``graph`` (prepared) that ``policy`` lets one do it to.
 
-    From the first ``IMAGES`` samples; a channel of zeros keeps its scale, and what all channels share is left to the ranges.
+    From the first ``IMAGES`` samples, in one float pass; a channel of zeros keeps its scale, and what all channels share is left
+    to the ranges.
     """
     wanted, generator = _narrow(graph, policy), torch.Generator().manual_seed(seed)
     kept: dict[str, list[Tensor]] = {}

@@ -17,7 +17,8 @@ from haqsearch.graph import Graph, run_float, trace
 from haqsearch.graph.plan import make_plan
 from haqsearch.graph.ranges import calibrate
 from haqsearch.ptq import prepare
-from haqsearch.ptq.balance import balanced, balancing_scales
+from haqsearch.ptq.balance import balancing_scales
+from haqsearch.ptq.equalize import rescaled
 from haqsearch.ptq.sequential import FloatOutputs
 from haqsearch.quant import quantize_weight
 from haqsearch.runtime import run_codes, run_program
@@ -69,7 +70,7 @@ def test_the_function_stays_and_half_of_the_way_is_left(name, seed, text):
     """So what is wanted once more is the square root of what was wanted first."""
     graph, x = uneven(net(name), seed), samples(INPUT, 64, seed)
     policy = policy_of(graph, text)
-    after = balanced(graph, policy, x.split(20))
+    after = rescaled(graph, balancing_scales(graph, policy, x.split(20)))
     expected = run_float(graph, x)
     torch.testing.assert_close(run_float(after, x), expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
     first, again = (balancing_scales(g, policy, x.split(20)) for g in (graph, after))
@@ -84,24 +85,57 @@ def test_codes_of_the_layer_before_stay_as_they_are(name, seed):
     """Its scales by channel take up the factor: what the channels gain costs nothing there."""
     graph, x = uneven(net(name), seed), samples(INPUT, 32, seed)
     policy = policy_of(graph, "w4a4")
-    after, scales = balanced(graph, policy, [x]), balancing_scales(graph, policy, [x])
+    after = rescaled(graph, scales := balancing_scales(graph, policy, [x]))
     first = next(node for node in graph.layers if node.layer in scales)
     was, now = (quantize_weight(g.parameters[first.weight], policy[first.layer].weight) for g in (graph, after))
     assert float((was.codes != now.codes).double().mean()) < 0.02  # a tie, or two scales of equal error
     torch.testing.assert_close(now.scale.double() * scales[first.layer], was.scale.double(), rtol=2e-2, atol=0)
 
 
+@settings(max_examples=12, deadline=None)
+@given(st.sampled_from([*NETS]), st.integers(0, 999), st.booleans())
+def test_float_outputs_of_the_balanced_network_need_no_other_pass(name, seed, quick):
+    graph, x = uneven(net(name), seed), samples(INPUT, 40, seed)
+    scales = balancing_scales(graph, policy_of(graph, "w4a4"), [x])
+    other = rescaled(graph, scales)
+    had = FloatOutputs(graph, x, quick)
+    found, expected = had.rescaled(other, scales), FloatOutputs(other, x, quick)
+    assert found.graph is other and had.graph is graph
+    for layer in expected.rows:
+        assert all(map(torch.equal, found.positions[layer], expected.positions[layer]))
+        for one, wanted in zip(found.rows[layer], expected.rows[layer], strict=True):
+            torch.testing.assert_close(one, wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
+    torch.testing.assert_close(found.output, run_float(graph, x), rtol=1e-4, atol=1e-4)
+    assert found.made is not had.made, "weights of one network are none of the other"
+
+
+def test_ranges_are_taken_anew_where_balancing_changes_them_and_nowhere_else():
+    graph, x = uneven(net("separable"), 3), samples(INPUT, 64, 3)
+    network = replace(
+        prepared(built(NETS["separable"]), x), graph=graph, plan=make_plan(graph), ranges=calibrate(graph, [x])
+    )
+    policy = policy_of(graph, "w4a4")
+    scales = balancing_scales(graph, policy, [x])
+    other = network._balanced(policy, scales, x)
+    whole = calibrate(other.graph, [x])
+    for value, layer in other.plan.owner.items():
+        format = policy[layer].activation
+        assert other.ranges.params(value, format).scale == pytest.approx(whole.params(value, format).scale, rel=1e-3)
+        same = other.ranges.observers[value] is network.ranges.observers[value]
+        assert same == (graph[value].layer not in scales)
+
+
 @pytest.mark.parametrize("text", ["w4a8", "int4:tensor/uint4", "kmeans3/uint4"])
 def test_nothing_is_done_where_it_is_not_free_or_not_wanted(text):
     graph = net("separable")
-    assert balanced(graph, policy_of(graph, text), [samples(INPUT, 8)]) is graph
+    assert not balancing_scales(graph, policy_of(graph, text), [samples(INPUT, 8)])
 
 
 def test_what_has_a_ceiling_or_is_added_is_left_alone():
     graph = graph_of(built(lambda: image(C(2, 4, 3), nn.ReLU6(), C(4, 4, 3), R(), C(4, 2, 1), features=8)))
     assert balancing_scales(graph, policy_of(graph, "w4a4"), [samples(INPUT, 8)]).keys() == {"2"}
     shortcut = small("shortcut").graph
-    assert balanced(shortcut, policy_of(shortcut, "w4a4"), [inputs("shortcut", 8)]) is shortcut
+    assert not balancing_scales(shortcut, policy_of(shortcut, "w4a4"), [inputs("shortcut", 8)])
 
 
 def test_channels_of_zeros_keep_their_scale():
@@ -157,9 +191,9 @@ def test_channels_that_matter_alike_but_are_uneven_lose_less(monkeypatch):
         network = prepared(model, seen)
         edge = {network.graph.layers[0].layer: Choice.parse("w8a8")}
         policy, wanted, errors = Policy.uniform(network.spec, Choice.parse("w8a3"), edge), model(unseen), []
-        for change in (balanced, lambda graph, *_: graph):
+        for scales in (balancing_scales, lambda *_: {}):
             with monkeypatch.context() as patch:
-                patch.setattr(prepared_module, "balanced", change)
+                patch.setattr(prepared_module, "balancing_scales", scales)
                 program = network.in_order(policy, seen).lower(policy)
             errors.append(float((run_program(program, unseen) - wanted.detach()).square().mean()))
         gains.append(errors[0] / errors[1])
