@@ -208,7 +208,7 @@ class Assembly:
         """Sensitivity tables of the recipe's search space, kept in the run folder."""
         from haqsearch.evaluate.sensitivity import Sensitivities
 
-        return Sensitivities(self.evaluator, self.space, self.out)
+        return Sensitivities(self.evaluator, self.space, self.out, self.recipe.split.sensitivity)
 
     @property
     def sensitivity_measure(self) -> Which:

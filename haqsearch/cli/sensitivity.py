@@ -50,7 +50,8 @@ def command(
 
     assembly = assemble(recipe, set_, data_root, out or results_folder(recipe))
     by = assembly.sensitivity_by(measure, "--measure") if measure else assembly.sensitivity_measure
-    tables = Sensitivities(assembly.evaluator, assembly.space, assembly.out, pairs=pairs, within=within)
+    few = assembly.recipe.split.sensitivity
+    tables = Sensitivities(assembly.evaluator, assembly.space, assembly.out, few, pairs, within)
     calculated = tables.calculated(by)
     if calculated and (pairs or within):
         raise RecipeError(
@@ -64,7 +65,7 @@ def command(
     with assembly.names.users_code(f"--measure {measure}"):
         table = tables.table(by, lambda step, of: steps.append(step))
     seconds = time.perf_counter() - start
-    samples = len(calculated.inputs if calculated else assembly.splits.search[0])
+    samples = len(calculated.inputs if calculated else assembly.splits.search[0][:few])
     if json:
         from json import dumps
 

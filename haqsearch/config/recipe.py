@@ -160,6 +160,8 @@ class Recipe(Section):
             del content["ptq"]["steps"]  # as before there were any: runs go on
         if not self.prune_dominated:
             del content["prune_dominated"]  # likewise
+        if self.split.sensitivity is None:
+            del content["split"]["sensitivity"]  # likewise
         if self.sensitivity == "objective":
             del content["sensitivity"]  # likewise
         if not self.ladder.rungs:

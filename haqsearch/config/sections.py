@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from haqsearch.spec.ptq import ptq_steps
 
@@ -16,11 +16,21 @@ class Section(BaseModel):
 
 
 class SplitSettings(Section):
-    """Sizes of the splits in samples; ``report`` None: the data set's test part, or a quarter of it."""
+    """Sizes of the splits in samples; ``report`` None: the data set's test part, or a quarter of it.
+
+    ``sensitivity``: of the search samples, those that a sensitivity table is measured on, the first; None: all."""
 
     calibrate: int = Field(1024, ge=1)
     search: int = Field(2000, ge=1)
+    sensitivity: int | None = Field(None, ge=1)
     report: int | None = Field(None, ge=1)
+
+    @field_validator("sensitivity")
+    @classmethod
+    def _of_the_search_split(cls, value: int | None, known: ValidationInfo) -> int | None:
+        if value and value > known.data.get("search", value):
+            raise ValueError(f"{value} samples are more than the search split has, which they are taken from")
+        return value
 
 
 class PtqSettings(Section):

@@ -127,6 +127,10 @@ RECIPES: dict[str, tuple[Change, list[str]]] = {
         recipe("split = { calibrate = 32, search = 64, report = 0 }"),
         ["split.report = 0", "greater than or equal to 1"],
     ),
+    "more for sensitivities than there are": (
+        recipe("split = { calibrate = 32, search = 64, sensitivity = 65 }"),
+        ["split.sensitivity = 65", "more than the search split has"],
+    ),
     "split too large": (recipe("split = { calibrate = 32, search = 4000 }"), ["400 samples", "smaller"]),
     "truncated data file": (cifar, ["data_batch_3.bin", "truncated", "unpack it again"]),
     "no data file": (recipe("data = 'cifar10'"), ["cifar-10-batches-bin", "--data-root"]),

@@ -69,6 +69,20 @@ def test_searches_start_from_the_measure_of_the_recipe(project, call, agent):
     assert sums[proposed] == pytest.approx(min(sums.values()))
 
 
+def test_a_table_of_the_first_search_samples(project, call):
+    """It is measured on as many as the recipe says, kept apart from that of all, and what the search begins with."""
+    few = ["--set", "split.sensitivity=16"]
+    found = {}
+    for count, changes in (("16", few), ("64", [])):
+        done = call("sensitivity", "my.toml", "--measure", "kl", "--json", "--out", count, *changes, cwd=project)
+        assert done.code == 0, done.err
+        found[count] = json.loads(done.out)
+        assert found[count]["samples"] == int(count)
+    assert found["16"]["rise"] != found["64"]["rise"]
+    assert call("run", "my.toml", "--out", "16", *few, cwd=project).code == 0
+    assert len([*(project / "16" / "sensitivity").glob("*.json")]) == 1, "that table, and no other"
+
+
 def test_a_measure_of_ones_own(project, call):
     (project / "mine.py").write_text(RATIO)
     result = call("sensitivity", "my.toml", "--measure", "mine:Bits", "--json", cwd=project)
