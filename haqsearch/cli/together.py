@@ -12,12 +12,18 @@ are cores, so that a search, which hears of all of them later, is the same searc
 
 @contextmanager
 def sharing_threads(count: int) -> Iterator[None]:
-    """Within it torch's threads, and so those of the integer kernels, are shared by ``count`` threads."""
+    """Within it torch's threads, and so those of the integer kernels, are shared by ``count`` threads.
+
+    Numpy has as few: its products in an agent are small, and a thread that waits for a share of one keeps a core from them.
+    """
     import torch
+    from threadpoolctl import threadpool_limits
 
     before = torch.get_num_threads()
-    torch.set_num_threads(max(before // count, 1))
+    each = max(before // count, 1)
+    torch.set_num_threads(each)
     try:
-        yield
+        with threadpool_limits(each, user_api="blas"):
+            yield
     finally:
         torch.set_num_threads(before)
