@@ -10,6 +10,7 @@ import torch
 
 from haqsearch.cli.assemble import Assembly
 from haqsearch.cli.finish import Finisher
+from haqsearch.cli.together import sharing_threads
 from haqsearch.config import load_recipe
 from haqsearch.spec import Choice, Policy
 
@@ -120,3 +121,24 @@ def test_rounded_together_policies_become_what_they_become_alone(finisher):
     alone = climber.assembly.prepared.in_order(chosen[0], climber.assembly.splits.calibrate[0]).lower(chosen[0])
     first, _ = finisher("accurate", 0)
     assert first.rounded(chosen[0], "it").program.digest == alone.digest
+
+
+def test_side_by_side_torch_and_numpy_share_the_threads_and_have_them_back():
+    import numpy as np
+    from threadpoolctl import threadpool_info
+
+    def blas() -> list[int]:
+        return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+    assert float((np.ones((3, 3)) @ np.ones((3, 3))).sum()) == 27.0  # its library is loaded
+    before = torch.get_num_threads(), blas()
+    torch.set_num_threads(4)
+    try:
+        with pytest.raises(KeyError), sharing_threads(2):
+            assert torch.get_num_threads() == 2 and all(threads <= 2 for threads in blas())
+            with sharing_threads(8):
+                assert torch.get_num_threads() == 1 and all(threads == 1 for threads in blas())
+            raise KeyError
+        assert (torch.get_num_threads(), blas()) == (4, before[1])
+    finally:
+        torch.set_num_threads(before[0])
