@@ -75,7 +75,7 @@ class Prepared:
         return min(rounded, balanced, key=lambda one: one._change(policy, wanted))
 
     def _float_outputs(self, inputs: Tensor) -> FloatOutputs:
-        """Of half the inputs and positions, and kept: for the many policies of a search, in several threads."""
+        """Quick ones, and kept: for the many policies of a search, in several threads."""
         with _MAKING:
             kept = self._quick[0] if self._quick else None
             if kept is None or kept.graph is not self.graph or kept.inputs is not inputs:
